@@ -1,0 +1,6 @@
+# Uses ccache where it is installed.
+find_program(DSV3_CCACHE ccache)
+if(DSV3_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${DSV3_CCACHE})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${DSV3_CCACHE})
+endif()
