@@ -72,7 +72,7 @@ struct ModelConfig {
 };
 
 /// Parses config.json. `override_json` (may be empty) is an object whose fields replace the file's, as SGLang's
-/// --json-model-override-args. Every number has a range; the message names the field, what was seen and what is
+/// --json-model-override-args: a field that is an object is replaced as a whole. Every number has a range; the message names the field, what was seen and what is
 /// allowed. Unknown architectures, and DeepSeek-V3.2 in particular, are refused by name.
 Result<ModelConfig> parse_model_config(std::string_view config_json, std::string_view override_json = {});
 Result<ModelConfig> load_model_config(const std::string& model_dir, std::string_view override_json = {});

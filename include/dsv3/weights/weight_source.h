@@ -28,6 +28,8 @@ struct Slice {
   int64_t cols() const { return col_end - col_begin; }
 };
 
+class LoadMeter;
+
 /// Bytes read so far; called from loader threads, rarely enough to print.
 struct LoadProgress {
   int64_t bytes_done = 0, bytes_total = 0;
@@ -38,26 +40,32 @@ class WeightSource {
  public:
   virtual ~WeightSource() = default;
 
-  /// nullptr if there is no such tensor.
+  /// nullptr if there is no such tensor. Knows the tensors that the config calls for, and the scales of FP8 ones; of
+  /// a checkpoint's other tensors nothing. An absent `optional` tensor is answered with the main model's.
   virtual const TensorInfo* find(std::string_view name) const = 0;
 
   /// Copies a slice as float32, row-major into out[rows * cols]. F8_E4M3 is multiplied by its block scales
   /// (`weight_scale_inv`: W[i][j] = fp8(i,j) * S[i/128][j/128]); BF16, F16, F32 are converted.
   virtual Status read_f32(std::string_view name, const Slice& slice, float* out) const = 0;
 
-  /// Copies a slice in the file's own dtype, row-major, rows packed.
+  /// Copies a slice in the file's own dtype, row-major, rows packed. Reads of a checkpoint whose
+  /// files shrink or change meanwhile fail with kBadModelFile; `out` is then undefined.
   virtual Status read_raw(std::string_view name, const Slice& slice, void* out) const = 0;
 
+  /// Bytes of all tensors that the config calls for, scales included, in the dtypes they are stored in.
   virtual int64_t total_bytes() const = 0;
 };
 
 /// Opens a model folder: the index (or the single model.safetensors), all shard headers, and checks every tensor
 /// that `config` calls for: a missing one, a wrong shape or an unusable dtype is named with what was expected.
-/// MTP tensors may be absent: `has_mtp` says whether they are all there.
+/// MTP tensors may be absent: `has_mtp` (may be null) says whether they are all there; some of them is a fault.
+/// Shards must lie in the folder, or, if it is a snapshot of a hub cache, in that cache's blobs. `meter` (may be null)
+/// is ticked by every read.
 Result<std::shared_ptr<const WeightSource>> open_checkpoint(const std::string& model_dir, const ModelConfig& config,
-                                                            bool* has_mtp);
+                                                            bool* has_mtp, std::shared_ptr<LoadMeter> meter = nullptr);
 
-/// `--load-format dummy`: seeded random weights of any config, no files. Scaled so that activations stay finite.
+/// `--load-format dummy`: seeded random weights of any config, no files. Scaled so that activations stay finite. An
+/// element depends on seed, tensor name and position only, never on the slice read.
 std::shared_ptr<const WeightSource> make_dummy_weights(const ModelConfig& config, uint64_t seed);
 
 /// A tensor that a config calls for. `quantizable`: F8_E4M3 with block scales is allowed.
@@ -66,7 +74,10 @@ struct ExpectedTensor {
   std::vector<int64_t> shape;
   bool quantizable = false;
   bool mtp = false;
+  std::string shared_with;  ///< not empty: the tensor may be absent, as it is a copy of this one
+  bool optional() const { return !shared_with.empty(); }
 };
+/// In the order of the layers; layer num_hidden_layers + i is the i-th MTP module.
 std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config);
 
 }  // namespace dsv3
