@@ -1,0 +1,202 @@
+// The operations that the model is written in. One implementation per backend: CpuOps is the reference; a CUDA one
+// fills in the same calls. One Ops belongs to one rank and is used by that rank's thread only.
+//
+// Activations travel in the backend's own precision (float32 on the CPU). Every call takes the first `rows` rows that
+// the batch says; buffers are allocated once, before the first step, for the largest step.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "dsv3/base/status.h"
+#include "dsv3/kernels/sampling.h"
+#include "dsv3/tensor/tensor.h"
+
+namespace dsv3 {
+
+/// Reads one weight matrix [rows, cols], already cut to this rank's slice. Row-major.
+class MatrixReader {
+ public:
+  virtual ~MatrixReader() = default;
+  virtual int64_t rows() const = 0;
+  virtual int64_t cols() const = 0;
+  virtual bool is_fp8() const = 0;                     ///< stored as e4m3 with block scales
+  virtual Status read_f32(float* out) const = 0;       ///< dequantised, packed rows
+};
+
+/// A linear layer's weight, prepared by a backend: y[T, out] = x[T, in] W^T.
+class Linear {
+ public:
+  virtual ~Linear() = default;
+  int64_t in = 0, out = 0;
+  bool fp8 = false;  ///< in w8a8 mode the input is rounded to e4m3 per token and 128 channels
+};
+using LinearPtr = std::unique_ptr<Linear>;
+
+/// kv_b_proj of this rank's heads, in the forms that attention needs (model.md 4.2, 4.3).
+class KvProjection {
+ public:
+  virtual ~KvProjection() = default;
+};
+using KvProjectionPtr = std::unique_ptr<KvProjection>;
+
+/// The routed experts that this rank holds (all of them, in slices, under tensor parallelism).
+class Experts {
+ public:
+  virtual ~Experts() = default;
+};
+using ExpertsPtr = std::unique_ptr<Experts>;
+
+/// Sizes of one rank's attention.
+struct AttentionShape {
+  int64_t heads = 0;  ///< of this rank
+  int64_t nope = 0, rope = 0, v = 0, latent = 0;
+  float softmax_scale = 0;
+  float rope_cos_factor = 1;
+  std::vector<double> rope_frequencies;  ///< rope / 2, radians per position
+};
+
+struct GateShape {
+  int64_t experts = 0, top_k = 0, groups = 1, top_groups = 1;
+  bool sigmoid = true;          ///< else softmax
+  bool group_by_top2 = true;    ///< group score = sum of its two best (noaux_tc); else its best
+  bool grouped = true;          ///< false: no group step
+  bool normalise = true;
+  bool scale_when_normalised = true;  ///< V3 multiplies by `scale` always, V2 only when it does not normalise
+  float scale = 1;
+};
+
+/// How a batch's rows of one sequence attend. Results differ only in rounding.
+enum class AttentionForm {
+  kExpanded,  ///< K and V per head, from cached prefix and new rows (prompts)
+  kAbsorbed,  ///< queries moved into the latent space (decode)
+};
+
+/// Rows of one sequence in a step.
+struct BatchSegment {
+  int32_t slot = 0;
+  int32_t start = 0;      ///< position of the first row; for decode what the slot knows (ignored on input)
+  int32_t rows = 0;       ///< decode: at most 1 + drafts; prepare_batch lowers it to what the slot has
+  int32_t row_begin = 0;  ///< first row in the batch; set by prepare_batch
+  AttentionForm form = AttentionForm::kAbsorbed;
+  bool decode = false;
+  bool sample = false;    ///< the last row's logits (decode: every row's) are sampled
+};
+
+/// The rows of one forward pass. Filled by an Ops, read by the model for sizes only.
+struct Batch {
+  std::vector<BatchSegment> segments;
+  int64_t rows = 0;
+  std::vector<int32_t> tokens;      ///< [rows]
+  std::vector<int32_t> positions;   ///< [rows]
+  std::vector<int32_t> source_rows; ///< [rows] MTP only: row of the hidden state that goes with each token
+  std::vector<int32_t> logit_rows;  ///< rows whose logits are wanted, in order of segments
+};
+
+/// What sampling did to a segment.
+struct SegmentResult {
+  std::vector<SampledToken> tokens;
+  int32_t drafts_proposed = 0, drafts_accepted = 0;
+  bool bad_logits = false;
+};
+
+/// Sizes that an Ops is built for.
+struct OpsLimits {
+  int64_t max_slots = 0, max_rows = 0, max_context_tokens = 0;
+  int64_t num_blocks = 0, block_tokens = 64;
+  int64_t cache_layers = 0;  ///< main layers, plus one per MTP layer
+  int64_t cache_row = 0;     ///< numbers per token and layer: latent + rope
+  int64_t num_drafts = 0;
+  int64_t vocab = 0;         ///< logits per row
+  int64_t known_vocab = 0;   ///< ids >= this are never sampled
+};
+
+enum class BufferKind {
+  kActivation,  ///< the backend's activation dtype
+  kFloat,       ///< float32: router and logits
+  kInt,         ///< int32
+};
+
+class Ops {
+ public:
+  virtual ~Ops() = default;
+
+  /// True in w8a8 mode: linears with fp8 weights read rounded activations.
+  virtual bool fp8_inputs() const = 0;
+
+  // ---- before the first step -------------------------------------------------------------------------------
+  /// A buffer that lives as long as the Ops. `name` appears in the memory plan.
+  virtual Tensor alloc(std::string_view name, int64_t rows, int64_t cols, BufferKind kind = BufferKind::kActivation) = 0;
+  virtual Result<Tensor> load_vector(const MatrixReader& reader) = 0;  ///< norms, biases; float32
+  virtual Result<Tensor> load_table(const MatrixReader& reader) = 0;   ///< embedding rows
+  virtual Result<LinearPtr> load_linear(const MatrixReader& reader) = 0;
+  virtual Result<KvProjectionPtr> load_kv_projection(const MatrixReader& reader, const AttentionShape& shape) = 0;
+  /// gate_up[e] is [2 * width, hidden] (gate rows first), down[e] is [hidden, width].
+  virtual Result<ExpertsPtr> load_experts(std::span<const std::unique_ptr<MatrixReader>> gate_up,
+                                          std::span<const std::unique_ptr<MatrixReader>> down) = 0;
+
+  // ---- slots -----------------------------------------------------------------------------------------------
+  virtual void slot_begin(int32_t slot, const SamplingParams& sampling, std::span<const int32_t> tokens,
+                          int32_t prompt_tokens, int32_t cached_tokens) = 0;
+  virtual void slot_grant(int32_t slot, std::span<const int32_t> blocks) = 0;
+  virtual void slot_end(int32_t slot) = 0;
+  virtual int32_t slot_prompt_tokens(int32_t slot) const = 0;
+
+  /// Lays the segments' rows out and fills in tokens and positions from the slots.
+  virtual void prepare_batch(Batch& batch) = 0;
+  /// Rows of a draft pass, after sampling. The first (previous == nullptr): for every segment of `main` the rows whose
+  /// successor token is known now; source_rows are rows of `main`. Later ones: one row per sequence, the token drafted
+  /// in `previous`; source_rows count previous.logit_rows. Rows without a cache position are left out; an empty batch
+  /// means that drafting is done.
+  virtual void prepare_draft(const Batch& main, const Batch* previous, Batch& draft) = 0;
+
+  // ---- layers ----------------------------------------------------------------------------------------------
+  /// out[rows, hidden] = table[token - first_id], zeros for ids of other ranks.
+  virtual void embed(const Batch& batch, const Tensor& table, int64_t first_id, Tensor out) = 0;
+  /// residual += delta (unless delta.data is null); out = gain * residual / rms(residual). Sums in float32, in a fixed
+  /// order. If `quantised` has data it gets `out` as an FP8 linear reads it in w8a8 mode.
+  virtual void add_rms_norm(int64_t rows, Tensor residual, Tensor delta, const Tensor& gain, float eps, Tensor out,
+                            Tensor quantised) = 0;
+  /// The same without a residual, on `cols` columns of x.
+  virtual void rms_norm(int64_t rows, Tensor x, const Tensor& gain, float eps, Tensor out, Tensor quantised) = 0;
+  virtual void linear(int64_t rows, const Tensor& x, const Linear& weight, Tensor y) = 0;
+  /// out[rows, width] = silu(gate_up[:, :width]) * gate_up[:, width:], rounded for an FP8 `next` in w8a8 mode.
+  virtual void silu_mul(int64_t rows, const Tensor& gate_up, const Linear& next, Tensor out) = 0;
+  /// Rounds x in place, if `next` has fp8 weights and the mode is w8a8.
+  virtual void quantise(int64_t rows, Tensor x, const Linear& next) = 0;
+  /// Normalises the latent, turns k_pe and every head's q_pe by their positions, and writes latent and k_pe to the
+  /// cache rows of the batch. q [rows, heads * (nope + rope)] is changed in place; kv_a [rows, latent + rope].
+  virtual void rope_and_cache(const Batch& batch, const AttentionShape& shape, int64_t cache_layer, Tensor q,
+                              const Tensor& kv_a, const Tensor& gain, float eps) = 0;
+  /// out[rows, heads * v]: causal attention of every row over its sequence's cached rows, own row included.
+  virtual void attention(const Batch& batch, const AttentionShape& shape, int64_t cache_layer,
+                         const KvProjection& kv_b, const Tensor& q, Tensor out) = 0;
+  /// Router (model.md 6.1, 6.3): ids [rows, top_k] int32 and weights [rows, top_k] from logits [rows, experts].
+  virtual void route(int64_t rows, const GateShape& gate, const Tensor& logits, const Tensor& bias, Tensor ids,
+                     Tensor weights) = 0;
+  /// out[rows, hidden] += sum over k of weights[k] * expert ids[k](x), accumulated in float32 in order of k. Experts
+  /// with fp8 weights read x_fp8 in w8a8 mode.
+  virtual void experts(int64_t rows, const Tensor& x, const Tensor& x_fp8, const Experts& experts, const Tensor& ids,
+                       const Tensor& weights, Tensor out) = 0;
+  /// out[i] = x[rows_wanted[i]].
+  virtual void gather_rows(const Tensor& x, std::span<const int32_t> rows_wanted, Tensor out) = 0;
+  virtual void zero(int64_t rows, Tensor x) = 0;
+  /// a += b.
+  virtual void add(int64_t rows, Tensor a, const Tensor& b) = 0;
+
+  // ---- output ----------------------------------------------------------------------------------------------
+  /// Samples every segment with `sample` set from logits [batch.logit_rows, vocab] (rows in that order), verifies
+  /// drafts, and advances the slots. One result per segment.
+  virtual std::vector<SegmentResult> sample(const Batch& batch, const Tensor& logits) = 0;
+  /// Logprobs of given tokens: row i of logits, token ids[i].
+  virtual std::vector<SampledToken> logprobs_of(int64_t rows, const Tensor& logits, std::span<const int32_t> ids,
+                                                int32_t num_top) = 0;
+  /// Takes the most likely token of each logits row as the next draft of its segment's slot.
+  virtual void set_drafts(const Batch& draft, const Tensor& logits) = 0;
+};
+
+}  // namespace dsv3
