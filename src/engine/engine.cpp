@@ -243,6 +243,7 @@ void EngineImpl::run() {
 
 /// One turn: commands, next step, updates, a result. False when the engine stops.
 bool EngineImpl::serve_once() {
+  if (!scheduler_.has_work()) hand_out();  // before the thread may sleep: no next step will come by to do it
   if (!take_commands()) return false;
   while (!commands_.empty()) {
     Command command = std::move(commands_.front());
