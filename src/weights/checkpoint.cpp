@@ -16,13 +16,15 @@ namespace dsv3 {
 namespace weights {
 namespace {
 
-Status bad(std::string message) { return {Code::kBadModelFile, std::move(message)}; }
+Status bad(std::string message) {
+  return {Code::kBadModelFile, std::move(message)};
+}
 
 struct StoredTensor {
   TensorInfo info;
   std::shared_ptr<MappedFile> file;
-  uint64_t data_at = 0;                   ///< bytes from the beginning of the file
-  const StoredTensor* scale = nullptr;    ///< of an F8_E4M3 weight
+  uint64_t data_at = 0;                 ///< bytes from the beginning of the file
+  const StoredTensor* scale = nullptr;  ///< of an F8_E4M3 weight
 };
 
 /// One copy out of a mapping. Plain data only: it may be left in the middle by a fault.
@@ -196,8 +198,8 @@ class Opener {
       if (missing++ == 0) first = &tensor;
     }
     if (missing == 0) return {};
-    std::string message = "tensor " + in_quotes(first->name) + " of shape " + shape_text(first->shape) +
-                          " is missing in " + model_dir_;
+    std::string message =
+        "tensor " + in_quotes(first->name) + " of shape " + shape_text(first->shape) + " is missing in " + model_dir_;
     if (missing > 1) message += ", and " + std::to_string(missing - 1) + " more";
     if (first->mtp) message += "; the tensors of an MTP module must be there all or none";
     return bad(message);
@@ -244,7 +246,8 @@ class Opener {
       if (example == nullptr || name < *example) example = &name;
     }
     if (ignored == 0) return;
-    log_event(LogLevel::kWarn, "weights_ignored", {{"model_path", model_dir_}, {"tensors", ignored}, {"first", *example}});
+    log_event(LogLevel::kWarn, "weights_ignored",
+              {{"model_path", model_dir_}, {"tensors", ignored}, {"first", *example}});
   }
 
   const std::string& model_dir_;

@@ -45,7 +45,8 @@ void Fields::refuse(std::string_view name, const std::string& allowed, Code code
   const Json* const value = get(name);
   std::string seen = "missing";
   if (value != nullptr) {
-    seen = value->is_structured() && value->size() > 8 ? std::string("a long ") + value->type_name() : dump_json(*value);
+    seen =
+        value->is_structured() && value->size() > 8 ? std::string("a long ") + value->type_name() : dump_json(*value);
     if (seen.size() > kMaxShownBytes) seen = seen.substr(0, kMaxShownBytes) + "...";
   }
   fault(name, prefix_ + std::string(name) + " is " + seen + ", " + allowed, code);

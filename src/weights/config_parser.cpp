@@ -19,12 +19,15 @@ constexpr int64_t kMaxPositions = int64_t{1} << 24;
 constexpr int64_t kMaxExpertsOfAllLayers = 131072;
 constexpr char kServed[] = "DeepSeek-V2, V2.5, V2-Lite, V3, V3-0324, V3.1, R1, R1-0528, Moonlight and Kimi-K2 are";
 
-Status bad(std::string message) { return {Code::kBadModelFile, std::move(message)}; }
+Status bad(std::string message) {
+  return {Code::kBadModelFile, std::move(message)};
+}
 
 Result<Json> parse_object(std::string_view text, const std::string& where, Code code = Code::kBadModelFile) {
   auto json = parse_json(text, kConfigLimits);
   if (!json.ok()) return Status(code, where + ": " + json.status().message());
-  if (!json->is_object()) return Status(code, where + ": an object is wanted, this is " + std::string(json->type_name()));
+  if (!json->is_object())
+    return Status(code, where + ": an object is wanted, this is " + std::string(json->type_name()));
   return std::move(json).value();
 }
 
@@ -96,7 +99,8 @@ void parse_sizes(Fields& fields, ModelConfig* c) {
   c->torch_dtype = fields.text(fields.get("torch_dtype") != nullptr ? "torch_dtype" : "dtype", "");
   c->bos_token_id = static_cast<int32_t>(fields.integer("bos_token_id", 0, c->vocab_size - 1, 0));
   c->eos_token_ids = fields.token_ids("eos_token_id", c->vocab_size, {});
-  if (fields.text("hidden_act", "silu") != "silu") fields.refuse("hidden_act", "only \"silu\" is built", Code::kUnsupported);
+  if (fields.text("hidden_act", "silu") != "silu")
+    fields.refuse("hidden_act", "only \"silu\" is built", Code::kUnsupported);
 }
 
 void parse_attention(Fields& fields, ModelConfig* c) {
@@ -108,8 +112,8 @@ void parse_attention(Fields& fields, ModelConfig* c) {
   c->v_head_dim = fields.integer("v_head_dim", 1, 4096);
   if (c->qk_rope_head_dim % 2 != 0) fields.refuse("qk_rope_head_dim", "an even number is wanted");
   if (fields.integer("num_key_value_heads", 1, 4096, c->num_attention_heads) != c->num_attention_heads) {
-    fields.refuse("num_key_value_heads", "MLA wants it equal to num_attention_heads, " +
-                                             std::to_string(c->num_attention_heads));
+    fields.refuse("num_key_value_heads",
+                  "MLA wants it equal to num_attention_heads, " + std::to_string(c->num_attention_heads));
   }
   c->attention_bias = fields.boolean("attention_bias", false);
   if (c->attention_bias) fields.refuse("attention_bias", "only false is built", Code::kUnsupported);
@@ -130,13 +134,13 @@ void parse_experts(Fields& fields, ModelConfig* c) {
   c->topk_group = fields.integer("topk_group", 1, c->n_group, 1);
   c->norm_topk_prob = fields.boolean("norm_topk_prob", !c->is_v2());
   // Whoever leaves it out of a V3 means 2.5 or 1.0, depending on where the file came from: ask.
-  c->routed_scaling_factor = fields.number("routed_scaling_factor", 1e-6, 1e6,
-                                           c->is_v2() ? std::optional<double>(1.0) : std::nullopt);
+  c->routed_scaling_factor =
+      fields.number("routed_scaling_factor", 1e-6, 1e6, c->is_v2() ? std::optional<double>(1.0) : std::nullopt);
   const std::string scoring = fields.text("scoring_func", c->is_v2() ? "softmax" : "sigmoid");
   c->scoring_func = scoring == "softmax" ? ScoringFunc::kSoftmax : ScoringFunc::kSigmoid;
   if (scoring != "softmax" && scoring != "sigmoid") fields.refuse("scoring_func", "allowed \"sigmoid\" or \"softmax\"");
   const std::string method = fields.text("topk_method", c->is_v2() ? "greedy" : "noaux_tc");
-  c->topk_method = method == "greedy"                ? TopkMethod::kGreedy
+  c->topk_method = method == "greedy"                 ? TopkMethod::kGreedy
                    : method == "group_limited_greedy" ? TopkMethod::kGroupLimitedGreedy
                                                       : TopkMethod::kNoauxTc;
   if (c->topk_method == TopkMethod::kNoauxTc && method != "noaux_tc") {
@@ -215,7 +219,8 @@ Status parse_rope(Fields& fields, const std::string& where, ModelConfig* c) {
 }
 
 Status parse_quantization(Fields& fields, const std::string& where, ModelConfig* c) {
-  constexpr char kAllowed[] = "not supported yet; served are \"fp8\" in blocks of 128 x 128 and unquantized checkpoints";
+  constexpr char kAllowed[] =
+      "not supported yet; served are \"fp8\" in blocks of 128 x 128 and unquantized checkpoints";
   if (fields.get("compression_config") != nullptr) {
     return Status(Code::kUnsupported, where + ": compression_config (compressed-tensors) is " + kAllowed,
                   "compression_config");

@@ -43,14 +43,17 @@ bool is_float(DType dtype) {
 
 void decode(DType dtype, const uint8_t* source, size_t n, float* out) {
   switch (dtype) {
-    case DType::kF32: std::memcpy(out, source, n * sizeof(float)); return;
+    case DType::kF32:
+      std::memcpy(out, source, n * sizeof(float));
+      return;
     case DType::kBF16:
       for (size_t i = 0; i < n; ++i) out[i] = bf16_to_f32(load16(source + 2 * i));
       return;
     case DType::kF16:
       for (size_t i = 0; i < n; ++i) out[i] = f16(load16(source + 2 * i));
       return;
-    default: DSV3_CHECK(false, "decode() of a dtype that is no plain float");
+    default:
+      DSV3_CHECK(false, "decode() of a dtype that is no plain float");
   }
 }
 

@@ -21,9 +21,9 @@ constexpr size_t kDrawBytes = 16;  // of one Philox call
 
 struct DummyTensor {
   TensorInfo info;
-  uint64_t stream = 0;   ///< from the name: which random numbers are its own
-  float amplitude = 0;   ///< elements are uniform in (-amplitude, amplitude) ...
-  float offset = 0;      ///< ... around this
+  uint64_t stream = 0;  ///< from the name: which random numbers are its own
+  float amplitude = 0;  ///< elements are uniform in (-amplitude, amplitude) ...
+  float offset = 0;     ///< ... around this
   const DummyTensor* scale = nullptr;
 };
 

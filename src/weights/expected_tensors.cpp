@@ -92,6 +92,8 @@ class Lister {
 
 }  // namespace
 
-std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config) { return Lister(config).run(); }
+std::vector<ExpectedTensor> expected_tensors(const ModelConfig& config) {
+  return Lister(config).run();
+}
 
 }  // namespace dsv3

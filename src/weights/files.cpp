@@ -19,9 +19,13 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string errno_text() { return std::generic_category().message(errno); }
+std::string errno_text() {
+  return std::generic_category().message(errno);
+}
 
-Status bad(std::string message) { return {Code::kBadModelFile, std::move(message)}; }
+Status bad(std::string message) {
+  return {Code::kBadModelFile, std::move(message)};
+}
 
 int64_t modified_ns(const struct stat& info) {
   return int64_t{info.st_mtim.tv_sec} * 1'000'000'000 + info.st_mtim.tv_nsec;
@@ -99,7 +103,8 @@ Result<ModelFolder> ModelFolder::open(const std::string& path) {
   folder.path_ = path;
   const fs::path root = fs::canonical(path, error);
   if (error) return Status(Code::kNotFound, "model folder " + in_quotes(path) + ": " + error.message());
-  if (!fs::is_directory(root, error)) return Status(Code::kNotFound, "model folder " + in_quotes(path) + " is no folder");
+  if (!fs::is_directory(root, error))
+    return Status(Code::kNotFound, "model folder " + in_quotes(path) + " is no folder");
   folder.root_ = root.string();
   if (root.parent_path().filename() == "snapshots") {
     const fs::path blobs = fs::canonical(root.parent_path().parent_path() / "blobs", error);
@@ -112,7 +117,8 @@ Result<std::string> ModelFolder::resolve(std::string_view name) const {
   constexpr size_t kMaxNameBytes = 255;
   if (name.empty() || name.size() > kMaxNameBytes || name == "." || name == ".." ||
       name.find('/') != std::string_view::npos || name.find('\0') != std::string_view::npos) {
-    return bad("shard name " + in_quotes(name) + " is not a plain file name: it must lie in the model folder itself (1 to " +
+    return bad("shard name " + in_quotes(name) +
+               " is not a plain file name: it must lie in the model folder itself (1 to " +
                std::to_string(kMaxNameBytes) + " bytes, no '/', no '..', no NUL)");
   }
   const std::string wanted = path_ + "/" + std::string(name);

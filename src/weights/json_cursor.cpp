@@ -111,7 +111,8 @@ bool JsonCursor::string(std::string_view* out) {
   const char* const base = text_.data();
   const size_t size = text_.size();
   size_t read = at_;
-  while (read < size && base[read] != '"' && base[read] != '\\' && static_cast<unsigned char>(base[read]) >= 0x20) ++read;
+  while (read < size && base[read] != '"' && base[read] != '\\' && static_cast<unsigned char>(base[read]) >= 0x20)
+    ++read;
   size_t write = at_ = read;
   while (at_ < size) {
     const auto c = static_cast<unsigned char>(text_[at_++]);

@@ -29,10 +29,10 @@ Status check_slice(std::string_view name, const TensorInfo& info, const Slice& s
   const Matrix matrix = matrix_of(info);
   const auto fits = [](int64_t begin, int64_t end, int64_t size) { return 0 <= begin && begin <= end && end <= size; };
   if (fits(slice.row_begin, slice.row_end, matrix.rows) && fits(slice.col_begin, slice.col_end, matrix.cols)) return {};
-  return {Code::kInvalidArgument,
-          "slice [" + std::to_string(slice.row_begin) + ", " + std::to_string(slice.row_end) + ") x [" +
-              std::to_string(slice.col_begin) + ", " + std::to_string(slice.col_end) + ") is not inside tensor " +
-              in_quotes(name) + " of shape " + shape_text(info.shape)};
+  return {Code::kInvalidArgument, "slice [" + std::to_string(slice.row_begin) + ", " + std::to_string(slice.row_end) +
+                                      ") x [" + std::to_string(slice.col_begin) + ", " + std::to_string(slice.col_end) +
+                                      ") is not inside tensor " + in_quotes(name) + " of shape " +
+                                      shape_text(info.shape)};
 }
 
 Slice scale_slice(const Slice& slice, int64_t block) {

@@ -17,9 +17,9 @@ struct Format {
 };
 // Every dtype of the format; which of them we can read is parse_dtype()'s business.
 constexpr Format kFormats[] = {
-    {"F8_E4M3", 8}, {"BF16", 16},   {"F32", 32},    {"F16", 16},    {"I64", 64},    {"I32", 32},
-    {"I8", 8},      {"U8", 8},      {"BOOL", 8},    {"F64", 64},    {"U64", 64},    {"U32", 32},
-    {"U16", 16},    {"I16", 16},    {"F8_E5M2", 8}, {"F8_E8M0", 8}, {"C64", 64},    {"F8_E4M3FNUZ", 8},
+    {"F8_E4M3", 8}, {"BF16", 16},   {"F32", 32},    {"F16", 16},    {"I64", 64},        {"I32", 32},
+    {"I8", 8},      {"U8", 8},      {"BOOL", 8},    {"F64", 64},    {"U64", 64},        {"U32", 32},
+    {"U16", 16},    {"I16", 16},    {"F8_E5M2", 8}, {"F8_E8M0", 8}, {"C64", 64},        {"F8_E4M3FNUZ", 8},
     {"F4", 4},      {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"E8M0", 8},    {"F8_E5M2FNUZ", 8},
 };
 
@@ -31,7 +31,9 @@ int bits_of(std::string_view dtype) {
   return 0;
 }
 
-Status bad(std::string message) { return {Code::kBadModelFile, std::move(message)}; }
+Status bad(std::string message) {
+  return {Code::kBadModelFile, std::move(message)};
+}
 
 }  // namespace
 
@@ -237,14 +239,15 @@ class HeaderParser {
         return bad("tensor " + in_quotes(name) + " overlaps tensor " + in_quotes(other));
       }
       if (entry.begin > covered) {
-        return bad("bytes " + std::to_string(covered) + " to " + std::to_string(entry.begin) +
-                   " before tensor " + in_quotes(name) + " belong to no tensor");
+        return bad("bytes " + std::to_string(covered) + " to " + std::to_string(entry.begin) + " before tensor " +
+                   in_quotes(name) + " belong to no tensor");
       }
       covered = entry.end;
       previous = &entry;
     }
     if (covered != data_bytes_) {
-      return bad("the tensors" + (previous == nullptr ? "" : ", the last of them " + in_quotes(header_.name(*previous)) + ",") +
+      return bad("the tensors" +
+                 (previous == nullptr ? "" : ", the last of them " + in_quotes(header_.name(*previous)) + ",") +
                  " cover " + std::to_string(covered) + " of " + std::to_string(data_bytes_) + " bytes of data");
     }
     return {};
@@ -292,8 +295,9 @@ SafetensorsHeader::Tensor SafetensorsHeader::tensor(size_t index) const {
 }
 
 std::optional<SafetensorsHeader::Tensor> SafetensorsHeader::find(std::string_view wanted) const {
-  const auto found = std::lower_bound(by_name_.begin(), by_name_.end(), wanted,
-                                      [&](uint32_t index, std::string_view key) { return name(entries_[index]) < key; });
+  const auto found =
+      std::lower_bound(by_name_.begin(), by_name_.end(), wanted,
+                       [&](uint32_t index, std::string_view key) { return name(entries_[index]) < key; });
   if (found == by_name_.end() || name(entries_[*found]) != wanted) return std::nullopt;
   return tensor(*found);
 }

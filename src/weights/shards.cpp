@@ -16,7 +16,9 @@ constexpr char kIndexName[] = "model.safetensors.index.json";
 constexpr char kSingleName[] = "model.safetensors";
 constexpr size_t kMaxIndexBytes = 64u << 20;
 
-Status bad(std::string message) { return {Code::kBadModelFile, std::move(message)}; }
+Status bad(std::string message) {
+  return {Code::kBadModelFile, std::move(message)};
+}
 
 /// Reads the numbers of model-00001-of-000163.safetensors; false for any other name.
 bool parse_shard_name(std::string_view name, int* number, int* count) {
@@ -47,7 +49,8 @@ Result<std::unordered_map<std::string, std::string>> parse_checkpoint_index(std:
   std::unordered_map<std::string, std::string> shard_of;
   shard_of.reserve(map->size());
   for (const auto& [tensor, shard] : map->items()) {
-    if (!shard.is_string()) return bad(std::string(kIndexName) + ": the shard of tensor " + in_quotes(tensor) + " is no string");
+    if (!shard.is_string())
+      return bad(std::string(kIndexName) + ": the shard of tensor " + in_quotes(tensor) + " is no string");
     shard_of.emplace(tensor, shard.get_ref<const std::string&>());
   }
   return shard_of;
@@ -108,8 +111,8 @@ Result<std::vector<std::string>> ShardSet::list_shards() const {
   }
   if (error) return bad("cannot list " + folder_.path() + ": " + error.message());
   if (names.empty()) {
-    return Status(Code::kNotFound, "no weights in " + folder_.path() + ": neither " + kIndexName + " nor " + kSingleName +
-                                       " nor model-00001-of-0000N.safetensors");
+    return Status(Code::kNotFound, "no weights in " + folder_.path() + ": neither " + kIndexName + " nor " +
+                                       kSingleName + " nor model-00001-of-0000N.safetensors");
   }
   if (names.size() != static_cast<size_t>(expected)) {
     return bad(folder_.path() + " holds " + std::to_string(names.size()) + " of " + std::to_string(expected) +
@@ -128,8 +131,8 @@ Status ShardSet::load_without_index(const std::vector<std::string>& names) {
       const auto tensor = shard.header.tensor(i);
       const auto [at, added] = shard_of_.emplace(tensor.name, number);
       if (!added) {
-        return bad("tensor " + in_quotes(tensor.name) + " lies in two shards: " +
-                   shards_[static_cast<size_t>(at->second)].name + " and " + name);
+        return bad("tensor " + in_quotes(tensor.name) +
+                   " lies in two shards: " + shards_[static_cast<size_t>(at->second)].name + " and " + name);
       }
     }
   }

@@ -31,7 +31,7 @@ class LoadMeter {
   const Callback report_;
   std::atomic<int64_t> total_bytes_;
   std::atomic<int64_t> done_bytes_{0};
-  std::atomic<int64_t> start_us_{0};        // 0 until the first add
+  std::atomic<int64_t> start_us_{0};  // 0 until the first add
   std::atomic<int64_t> next_report_us_{0};
   std::mutex report_mutex_;
 };
