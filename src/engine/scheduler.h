@@ -101,6 +101,7 @@ class Scheduler {
 
   // scheduler_plan.cpp
   void plan_decodes(StepPlan* plan, InFlightStep* step);
+  void plan_decode(Sequence* sequence, int32_t drafts, StepPlan* plan, InFlightStep* step);
   void select_decodes(int32_t max_rows);
   int32_t affordable_drafts(const Sequence& sequence, int32_t drafts) const;
   bool grow(Sequence* sequence, int32_t rows);

@@ -26,39 +26,44 @@ bool Scheduler::make_plan(StepPlan* plan, int64_t now_us) {
 }
 
 void Scheduler::plan_decodes(StepPlan* plan, InFlightStep* step) {
-  decodable_.clear();
-  bool prefill_wanted = !waiting_.empty() && static_cast<int32_t>(running_.size()) < config_.max_running_requests;
-  for (Sequence* sequence : running_) {
-    if (sequence->prefilling()) {
-      prefill_wanted = true;
-    } else if (sequence->may_decode()) {
-      decodable_.push_back(sequence);
+  // Once, unless all that were selected got preempted: then those who had no turn take it.
+  do {
+    decodable_.clear();
+    bool prefill_wanted = !waiting_.empty() && static_cast<int32_t>(running_.size()) < config_.max_running_requests;
+    for (Sequence* sequence : running_) {
+      if (sequence->prefilling()) {
+        prefill_wanted = true;
+      } else if (sequence->may_decode()) {
+        decodable_.push_back(sequence);
+      }
     }
-  }
-  if (decodable_.empty()) return;
-  // Where many decodes and drafts could fill the step, a quarter stays for prefills: they must not starve either.
-  const int32_t kept = std::min(config_.chunked_prefill_tokens, std::max(1, limits_.max_step_tokens / 4));
-  const int32_t max_rows = limits_.max_step_tokens - (prefill_wanted ? kept : 0);
-  select_decodes(max_rows);
-  const auto count = static_cast<int32_t>(decodable_.size());
-  const int32_t drafts = std::clamp(max_rows / count - 1, 0, config_.num_drafts);
+    if (decodable_.empty()) return;
+    // Where many decodes and drafts could fill the step, a quarter stays for prefills: they must not starve either.
+    const int32_t kept = std::min(config_.chunked_prefill_tokens, std::max(1, limits_.max_step_tokens / 4));
+    const int32_t max_rows = limits_.max_step_tokens - (prefill_wanted ? kept : 0);
+    select_decodes(max_rows);
+    const auto count = static_cast<int32_t>(decodable_.size());
+    const int32_t drafts = std::clamp(max_rows / count - 1, 0, config_.num_drafts);
+    // By rank: a victim of preemption ranks behind all that are planned already.
+    for (Sequence* sequence : decodable_) {
+      if (sequence->state == State::kRunning) plan_decode(sequence, drafts, plan, step);
+    }
+  } while (plan->decodes.empty());
+}
 
-  // By rank: a victim of preemption ranks behind all that are planned already.
-  for (Sequence* sequence : decodable_) {
-    if (sequence->state != State::kRunning) continue;  // preempted for one before it
-    const int32_t max_drafts = affordable_drafts(*sequence, drafts);
-    if (!grow(sequence, sequence->length() + sequence->pending_max + max_drafts)) continue;
-    grant_blocks(sequence, plan);
-    plan->decodes.push_back({sequence->slot, max_drafts});
-    sequence->last_decode_step = next_step_;
-    step->items.push_back(make_item(sequence));
-    Item& item = step->items.back();
-    item.min_tokens = 1;
-    item.max_tokens = 1 + max_drafts;
-    sequence->pending_min += item.min_tokens;
-    sequence->pending_max += item.max_tokens;
-    step->decode_rows += 1 + max_drafts;
-  }
+void Scheduler::plan_decode(Sequence* sequence, int32_t drafts, StepPlan* plan, InFlightStep* step) {
+  const int32_t max_drafts = affordable_drafts(*sequence, drafts);
+  if (!grow(sequence, sequence->length() + sequence->pending_max + max_drafts)) return;
+  grant_blocks(sequence, plan);
+  plan->decodes.push_back({sequence->slot, max_drafts});
+  sequence->last_decode_step = next_step_;
+  Item item = make_item(sequence);
+  item.min_tokens = 1;
+  item.max_tokens = 1 + max_drafts;
+  sequence->pending_min += item.min_tokens;
+  sequence->pending_max += item.max_tokens;
+  step->items.push_back(std::move(item));
+  step->decode_rows += 1 + max_drafts;
 }
 
 /// Leaves at most `max_rows` sequences in decodable_: those whose last turn is longest ago. Keeps the rank order.
