@@ -66,10 +66,8 @@ bool HttpLoop::evict_idle() {
   for (int i = 0; i < kEvictionAttempts && !idle_.empty(); ++i) {
     Connection* oldest = find(idle_.front());
     if (now_us_ - oldest->phase_since_us < kMinIdleUs) return false;
-    read_ready(*oldest);
-    if (!oldest->dropped && !oldest->in_idle_list) continue;
-    if (!oldest->dropped) drop(*oldest, /*reset=*/false);
-    return true;
+    close_if_idle(*oldest);
+    if (oldest->dropped) return true;
   }
   return false;
 }

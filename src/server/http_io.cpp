@@ -211,13 +211,20 @@ bool HttpLoop::write_out(Connection& connection) {
 
 void HttpLoop::answer_written(Connection& connection) {
   connection.out = std::vector<std::string>();  // idle connections keep no buffers
-  if (connection.close_after || mailbox_->draining.load(std::memory_order_relaxed)) return linger(connection);
+  if (connection.close_after) return linger(connection);
   begin_reading(connection);
   if (!connection.input.empty()) {
     const std::string input = std::move(connection.input);
     connection.input = std::string();
     consume(connection, input);
   }
+  if (mailbox_->draining.load(std::memory_order_relaxed)) close_if_idle(connection);
+}
+
+// The client was not told that the connection ends here: a request that it has already sent is still answered.
+void HttpLoop::close_if_idle(Connection& connection) {
+  if (!connection.dropped && connection.in_idle_list) read_ready(connection);
+  if (!connection.dropped && connection.in_idle_list) drop(connection, /*reset=*/false);
 }
 
 // Closing with unread bytes in the kernel would reset the connection, and the client might lose our answer with it.

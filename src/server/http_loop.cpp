@@ -289,11 +289,7 @@ void HttpLoop::stop_accepting() {
     mailbox_->call([this, done] {
       close_listener();
       const std::vector<uint64_t> idle(idle_.begin(), idle_.end());
-      for (const uint64_t id : idle) {
-        Connection* connection = find(id);
-        read_ready(*connection);  // a request that is already here is still answered
-        if (!connection->dropped && connection->in_idle_list) drop(*connection, /*reset=*/false);
-      }
+      for (const uint64_t id : idle) close_if_idle(*find(id));
       done->set_value();
     });
     finished.wait();

@@ -91,6 +91,7 @@ class HttpLoop {
   void flush(Connection& connection);
   bool write_out(Connection& connection);
   void answer_written(Connection& connection);
+  void close_if_idle(Connection& connection);
   void client_gone(Connection& connection);
   void linger(Connection& connection);
 
