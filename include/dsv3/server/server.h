@@ -26,6 +26,7 @@ struct ServerConfig {
   int64_t idle_timeout_us = 75'000'000;
   int64_t send_stall_timeout_us = 30'000'000;
   int64_t max_buffered_bytes = 1 << 20;   ///< unsent bytes of one stream; more cancels it
+  int64_t max_pending_body_bytes = 1ll << 30;  ///< request bodies read and not yet handled, all together; else 503
   int request_threads = 4;
   bool cors = false;
   std::vector<std::string> metrics_compat;  ///< "vllm", "sglang": repeat metrics under their names
