@@ -86,10 +86,10 @@ std::string wrap(const std::string& text, size_t indent, size_t width) {
 
 }  // namespace
 
-std::string printable(std::string_view text) {
+std::string printable(std::string_view text, size_t max_bytes) {
   std::string out;
-  for (const char c : text.substr(0, 200)) out += (c >= 0x20 && c < 0x7f) ? c : '?';
-  return out + (text.size() > 200 ? "..." : "");
+  for (const char c : text.substr(0, max_bytes)) out += (c >= 0x20 && c < 0x7f) ? c : '?';
+  return out + (text.size() > max_bytes ? "..." : "");
 }
 
 Status flag_error(const std::string& flag, const std::string& what) {

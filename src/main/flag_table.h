@@ -13,8 +13,8 @@
 
 namespace dsv3 {
 
-/// One line of at most 200 printable bytes, for messages that quote what a user gave.
-std::string printable(std::string_view text);
+/// One line of printable ASCII, cut at `max_bytes`, for messages that quote what a user gave.
+std::string printable(std::string_view text, size_t max_bytes = 200);
 
 Status flag_error(const std::string& flag, const std::string& what);
 Result<int64_t> parse_integer(const std::string& flag, const std::string& value, int64_t min, int64_t max);
