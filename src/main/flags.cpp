@@ -81,10 +81,18 @@ void add_memory_flags(FlagTable& t, ServerOptions& o, FlagValues& v) {
   t.integer("max-running-requests,max-num-seqs,max-batch-size,running-max-req-size", "N",
             "sequences that run at once; default 64 on CPUs, 256 on GPUs", &o.max_running_requests, 1, 65536);
   t.integer("max-queued-requests,max-concurrent-requests", "N", "waiting requests; one more gets a 429; default 1024",
-            &o.engine.max_queued_requests, 0, 1'000'000);
+            &o.engine.max_queued_requests, 1, 1'000'000);
   t.integer("max-queued-tokens", "N", "their prompt tokens together; default 4000000", &o.engine.max_queued_tokens, 1, int64_t{1} << 40);
-  t.integer("chunked-prefill-size,max-prefill-tokens,max-num-batched-tokens,max-prefill-token-num,batch-max-tokens,max-num-tokens", "N",
-            "prompt tokens of one step; -1: whole prompts; default 2048", &v.chunked_prefill, -1, 1 << 20);
+  t.add("chunked-prefill-size,max-prefill-tokens,max-num-batched-tokens,max-prefill-token-num,batch-max-tokens,max-num-tokens", "N",
+        "prompt tokens of one step; -1: whole prompts; default 2048", Arity::kOne,
+        [&v](const std::string& flag, const Values& values) -> Status {
+          if (values.back() == "-1") {
+            v.chunked_prefill = -1;
+            return {};
+          }
+          DSV3_ASSIGN(v.chunked_prefill, parse_integer(flag, values.back(), 1, 1 << 20));
+          return {};
+        }); -1: whole prompts; default 2048", &v.chunked_prefill, -1, 1 << 20);
   t.integer("lookahead", "0|1", "1: plan a step while the one before runs", &o.engine.lookahead, 0, 1);
   t.choice("schedule-policy", "fcfs|priority", "both: higher `priority` first, then first come, first served",
            Words<std::string>{{"fcfs", ""}, {"priority", ""}}, &v.ignored);

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <limits>
 #include <memory>
+#include <string>
 #include <thread>
 
 #include "dsv3/base/clock.h"
@@ -48,20 +49,18 @@ Result<std::shared_ptr<const WeightSource>> open_weights(const ServerOptions& op
   return weights;
 }
 
-ExecutorOptions executor_options(const ServerOptions& options, const ModelConfig& config, const MemoryPlan& plan) {
+ExecutorOptions executor_options(const ServerOptions& options, const MemoryPlan& plan, int32_t known_vocab) {
   ExecutorOptions out;
-  out.device = options.backend;
   out.tp = options.layout.tp;
-  out.fp8_mode = options.fp8_w8a8 ? Fp8Mode::kW8A8 : Fp8Mode::kExact;
-  out.threads = options.cpu_threads > 0 ? options.cpu_threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  out.has_mtp = options.engine.num_drafts > 0;
-  out.limits.max_slots = options.max_running_requests;
-  out.limits.num_blocks = static_cast<int32_t>(plan.num_blocks);
-  out.limits.block_tokens = static_cast<int32_t>(kBlockTokens);
-  out.limits.max_context_tokens = static_cast<int32_t>(options.context_tokens);
-  out.limits.max_step_tokens = static_cast<int32_t>(plan.step_tokens);
-  out.limits.num_drafts = options.engine.num_drafts;
-  out.limits.vocab_size = static_cast<int32_t>(config.vocab_size);
+  out.num_threads = options.cpu_threads > 0 ? options.cpu_threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  out.w8a8 = options.fp8_w8a8;
+  out.max_slots = options.max_running_requests;
+  out.num_blocks = static_cast<int32_t>(plan.num_blocks);
+  out.block_tokens = static_cast<int32_t>(kBlockTokens);
+  out.max_context_tokens = static_cast<int32_t>(options.context_tokens);
+  out.max_step_tokens = static_cast<int32_t>(plan.step_tokens);
+  out.num_drafts = options.engine.num_drafts;
+  out.known_vocab = known_vocab;
   return out;
 }
 
@@ -102,11 +101,15 @@ Status serve(ServerOptions options) {
   DSV3_ASSIGN(const ModelConfig config, load_config(options));
   DSV3_ASSIGN(const MemoryPlan plan, plan_start(options, config));
   DSV3_ASSIGN(const auto tokenizer, Tokenizer::load(options.tokenizer_path));
+  if (tokenizer->vocab_size() > config.vocab_size) {
+    return Status(Code::kBadModelFile, "--tokenizer-path: the tokenizer has ids up to " + std::to_string(tokenizer->vocab_size() - 1) +
+                                           ", the model's vocabulary ends at " + std::to_string(config.vocab_size - 1));
+  }
   std::string template_name;
   DSV3_ASSIGN(const auto chat_template, ChatTemplate::load(options.tokenizer_path, options.chat_template, *tokenizer, &template_name));
   DSV3_ASSIGN(options.api.generation_defaults, load_generation_defaults(options.model_path));
   DSV3_ASSIGN(const auto weights, open_weights(options, config));
-  DSV3_ASSIGN(auto executor, make_model_executor(config, weights, executor_options(options, config, plan)));
+  DSV3_ASSIGN(auto executor, make_model_executor(config, weights, executor_options(options, plan, tokenizer->vocab_size())));
 
   const std::string& name = options.api.served_model_name.empty() ? options.model_path : options.api.served_model_name;
   const auto metrics = Metrics::create(name, options.server.metrics_compat);

@@ -75,9 +75,10 @@ LayerBytes layer_bytes(const ModelConfig& c, const Layout& layout, const Sizer& 
   } else {
     out.attention += sizer.bytes(heads * c.qk_head_dim(), hidden, Kind::kQuantizable, Split::kRows, attention_tp);
   }
-  out.attention += sizer.bytes(c.cache_row(), hidden, Kind::kQuantizable) +
-                   sizer.bytes(heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank, Kind::kQuantizable,
-                               Split::kRows, attention_tp) +
+  // The CPU backend packs kv_b twice, for the expanded and for the absorbed form.
+  const int64_t kv_b = sizer.bytes(heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank, Kind::kQuantizable, Split::kRows,
+                                   attention_tp);
+  out.attention += sizer.bytes(c.cache_row(), hidden, Kind::kQuantizable) + kv_b * (layout.backend == Backend::kCpu ? 2 : 1) +
                    sizer.bytes(hidden, heads * c.v_head_dim, Kind::kQuantizable, Split::kCols, attention_tp);
   out.small += sizer.vector(c.kv_lora_rank) + 2 * sizer.vector(hidden);
   if (!moe) {
@@ -117,14 +118,11 @@ std::vector<MemoryLine> weight_lines(const ModelConfig& c, const MemoryRequest& 
       {"norms + router", "norms_router", sum.small},
   };
   if (request.mtp) {
-    // Embedding and head are copies of the main model's and are kept once.
-    int64_t bytes = 0;
-    for (int64_t i = 0; i < c.num_nextn_predict_layers; ++i) {
-      const LayerBytes one = layer_bytes(c, layout, sizer, c.n_routed_experts > 0);
-      bytes += one.attention + one.dense_mlp + one.routed + one.shared + one.small + 3 * sizer.vector(c.hidden_size) +
-               sizer.bytes(c.hidden_size, 2 * c.hidden_size, Kind::kWide);
-    }
-    lines.push_back({"MTP module", "mtp", bytes});
+    // One module drafts, however many the checkpoint has; its embedding and head are the main model's.
+    const LayerBytes one = layer_bytes(c, layout, sizer, c.n_routed_experts > 0);
+    lines.push_back({"MTP module", "mtp", one.attention + one.dense_mlp + one.routed + one.shared + one.small +
+                                              3 * sizer.vector(c.hidden_size) +
+                                              sizer.bytes(c.hidden_size, 2 * c.hidden_size, Kind::kWide)});
   }
   return lines;
 }
@@ -138,10 +136,26 @@ int64_t cache_row_bytes(const ModelConfig& c, KvDType dtype) {
   return 0;
 }
 
-/// Largest set of buffers alive at once in a step: the widest layer, the prefix expanded to keys and values, logits.
-std::vector<MemoryLine> step_lines(const ModelConfig& c, const MemoryRequest& request, int64_t step_tokens) {
+/// What the CPU backend allocates for its largest step, at most: Transformer's buffers and the scratch of its operations.
+std::vector<MemoryLine> cpu_step_lines(const ModelConfig& c, const MemoryRequest& request, int64_t rows) {
+  constexpr int64_t kTileTokens = 256;  // keys and values that one head's task expands at a time
+  const int64_t tp = request.layout.tp, hidden = c.hidden_size, heads = c.num_attention_heads / tp;
+  const int64_t width = ceil_div(std::max(c.intermediate_size, c.n_shared_experts * c.moe_intermediate_size), tp);
+  const int64_t expert_width = ceil_div(c.moe_intermediate_size, tp), top_k = c.n_routed_experts > 0 ? c.num_experts_per_tok : 0;
+  const int64_t buffers = rows * (5 * hidden + 2 * c.q_lora_rank + c.cache_row() + heads * (c.qk_head_dim() + c.v_head_dim) +
+                                  3 * width + c.n_routed_experts + 2 * top_k + (request.mtp ? 5 * hidden : 0) + c.qk_rope_head_dim);
+  const int64_t expanded = heads * (rows * c.v_head_dim + kTileTokens * (c.qk_head_dim() + c.v_head_dim));
+  const int64_t absorbed = rows * heads * (c.cache_row() + c.kv_lora_rank);
+  const int64_t experts = rows * top_k * (3 * hidden + 3 * expert_width);
+  const int64_t logit_rows = std::min(request.max_slots * (1 + request.num_drafts), rows);
+  const int64_t logits = logit_rows * (hidden + ceil_div(c.vocab_size, tp) + (tp > 1 ? c.vocab_size : 0)) + c.vocab_size;
+  return {{"activations", "activations", (buffers + std::max(expanded, absorbed) + experts) * 4},
+          {"logits + sampling", "logits", (logits + request.max_slots * request.context_tokens) * 4}};
+}
+
+/// The same for GPUs: the widest layer, the prefix expanded to keys and values, logits, and what CUDA and NCCL take.
+std::vector<MemoryLine> cuda_step_lines(const ModelConfig& c, const MemoryRequest& request, int64_t rows) {
   const Layout& layout = request.layout;
-  const int64_t element = layout.backend == Backend::kCpu ? 4 : 2;
   const int64_t heads = c.num_attention_heads / (layout.tp / layout.dp);
   const int64_t attention_row = 4 * c.hidden_size + c.q_lora_rank + c.cache_row() + heads * (c.qk_head_dim() + c.v_head_dim);
   const int64_t dense_row = 4 * c.hidden_size + 3 * ceil_div(c.intermediate_size, layout.tp);
@@ -155,17 +169,15 @@ std::vector<MemoryLine> step_lines(const ModelConfig& c, const MemoryRequest& re
   const int64_t expanded = std::min(request.context_tokens, kExpandedTokens) * heads * (c.qk_head_dim() + c.v_head_dim);
   const int64_t logit_rows = request.max_slots * (1 + request.num_drafts);
   std::vector<MemoryLine> lines = {
-      {"activations", "activations", (step_tokens * widest + expanded) * element},
-      {"logits + sampling", "logits", logit_rows * c.vocab_size * 4 + request.max_slots * request.context_tokens * 4},
+      {"activations", "activations", (rows * widest + expanded) * 2},
+      {"logits + sampling", "logits", (logit_rows * c.vocab_size + request.max_slots * request.context_tokens) * 4},
+      {"CUDA context", "cuda_context", kCudaContextBytes},
+      {"CUDA graphs", "cuda_graphs", kCudaGraphBytes},
   };
-  if (layout.backend == Backend::kCudaSm90) {
-    lines.push_back({"CUDA context", "cuda_context", kCudaContextBytes});
-    lines.push_back({"CUDA graphs", "cuda_graphs", kCudaGraphBytes});
-    if (layout.tp > 1) lines.push_back({"NCCL", "nccl", kNcclBytes});
-    if (layout.ep > 1) {  // dispatch in FP8 with scales, combine in BF16, to and from at most top-k ranks a token
-      const int64_t row = c.hidden_size + ceil_div(c.hidden_size, 128) * 4 + c.hidden_size * 2;
-      lines.push_back({"expert exchange", "expert_exchange", 2 * step_tokens * c.num_experts_per_tok * row});
-    }
+  if (layout.tp > 1) lines.push_back({"NCCL", "nccl", kNcclBytes});
+  if (layout.ep > 1) {  // dispatch in FP8 with scales, combine in BF16, to and from at most top-k ranks a token
+    const int64_t row = c.hidden_size + ceil_div(c.hidden_size, 128) * 4 + c.hidden_size * 2;
+    lines.push_back({"expert exchange", "expert_exchange", 2 * rows * c.num_experts_per_tok * row});
   }
   return lines;
 }
@@ -206,10 +218,11 @@ MemoryPlan plan_once(const ModelConfig& c, const MemoryRequest& r) {
   plan.step_tokens = r.prefill_tokens + r.max_slots * (1 + r.num_drafts);
   plan.lines = weight_lines(c, r);
   plan.weight_bytes = sum_bytes(plan.lines);
-  const std::vector<MemoryLine> step = step_lines(c, r, plan.step_tokens);
+  const bool cpu = r.layout.backend == Backend::kCpu;
+  const std::vector<MemoryLine> step = cpu ? cpu_step_lines(c, r, plan.step_tokens) : cuda_step_lines(c, r, plan.step_tokens);
   const int64_t fixed = plan.weight_bytes + sum_bytes(step);
 
-  const int64_t layers = c.num_hidden_layers + (r.mtp ? c.num_nextn_predict_layers : 0);
+  const int64_t layers = c.num_hidden_layers + (r.mtp ? 1 : 0);
   plan.cache_bytes_per_token = layers * cache_row_bytes(c, r.kv_dtype);
   const int64_t block_bytes = plan.cache_bytes_per_token * kBlockTokens;
   const int64_t least_blocks = ceil_div(r.context_tokens + r.num_drafts, kBlockTokens);
@@ -358,10 +371,13 @@ Status check_layout(const ModelConfig& c, const Layout& l) {
                               std::to_string(l.tp) + "): " + list_values(l.tp, [&](int64_t v) { return l.tp % v == 0; }));
   }
   const int64_t heads = c.num_attention_heads;
-  if (heads % (l.tp / l.dp) != 0) {
+  const auto vocab_works = [&](int64_t v) { return l.backend != Backend::kCpu || c.vocab_size % v == 0; };
+  if (heads % (l.tp / l.dp) != 0 || !vocab_works(l.tp)) {
     return refuse("--tp", "is " + std::to_string(l.tp) + (l.dp > 1 ? " over --dp " + std::to_string(l.dp) : "") +
-                              ", but the model's " + std::to_string(heads) + " heads must divide evenly: --tp " +
-                              list_values(heads * l.dp, [&](int64_t v) { return v % l.dp == 0 && heads % (v / l.dp) == 0; }));
+                              ", but must divide the model's " + std::to_string(heads) + " heads: --tp " +
+                              list_values(heads * l.dp, [&](int64_t v) {
+                                return v % l.dp == 0 && heads % (v / l.dp) == 0 && vocab_works(v);
+                              }));
   }
   if (l.ep < 1 || l.tp % l.ep != 0 || (l.ep > 1 && c.n_routed_experts % l.ep != 0)) {
     const auto works = [&](int64_t v) { return l.tp % v == 0 && c.n_routed_experts % v == 0; };

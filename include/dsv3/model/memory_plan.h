@@ -56,7 +56,7 @@ enum class CacheRule {
 struct MemoryRequest {
   Layout layout;
   KvDType kv_dtype = KvDType::kF32;
-  bool mtp = false;               ///< load the MTP module
+  bool mtp = false;               ///< load an MTP module
   int64_t num_drafts = 0;
   int64_t context_tokens = 0;     ///< longest sequence
   int64_t max_slots = 0;          ///< sequences at once, in one attention group

@@ -204,6 +204,7 @@ TEST(Options, RangesAreChecked) {
   }
   bad("--port 65536", "0 to 65535");
   bad("--tp 0", "1 to 1024");
+  bad("--chunked-prefill-size 0", "1 to 1048576");
   bad("--page-size 16", "allowed: 64");
   bad("--speculative-eagle-topk 4", "allowed: 1");
 }
