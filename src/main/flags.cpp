@@ -140,7 +140,7 @@ void add_server_flags(FlagTable& t, ServerOptions& o, FlagValues& v) {
   t.group("HTTP server");
   t.text("host,server-name", "ADDRESS", "address to listen on; default 127.0.0.1", &o.server.host);
   t.integer("port,server-port", "N", "port; 0: any free one; default 30000", &o.server.port, 0, 65535);
-  t.add("api-key,api-keys", "KEY", "a key that clients must show; repeat for more; visible in `ps`, so rather:", Arity::kRepeated,
+  t.add("api-key,api-keys", "KEY", "a key that clients must show; repeat for more; `ps` shows it, a file does not", Arity::kRepeated,
         [&o](const std::string&, const Values& values) -> Status {
           o.server.api_keys.insert(o.server.api_keys.end(), values.begin(), values.end());
           return {};
