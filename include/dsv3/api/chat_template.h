@@ -25,6 +25,9 @@ struct ChatRequestView {
   const Json& tools;                  ///< array, or null when there are none
   const Json& kwargs;                 ///< chat_template_kwargs: an object; may hold `thinking`
   bool add_generation_prompt = true;
+  /// The prompt ends with the last message's content, so that the model goes on with that message: what the template
+  /// writes behind it is cut off, and add_generation_prompt counts as false.
+  bool continue_final_message = false;
 };
 
 struct TemplateLimits {
