@@ -67,9 +67,18 @@ int main(int argc, char** argv) {
   std::printf("%-28s %10.1f MB/s\n", "decode text",
               megabytes / best_ms([&] { (void)tokenizer.decode(ids, false); }) * 1e3);
   const std::pair<const char*, std::string> runs[] = {
-      {"one letter", "a"},   {"random letters", ""}, {"digits", "7"},           {"spaces", " "},
-      {"line ends", "\n"},   {"hyphens", "-"},       {"underscores", "_"},      {"carets", "^"},
-      {"CJK", "\u4E2D\u6587"}, {"kana", "\u3042"},   {"combining marks", "\u0301"}, {"NUL", std::string(1, '\0')},
+      {"one letter", "a"},
+      {"random letters", ""},
+      {"digits", "7"},
+      {"spaces", " "},
+      {"line ends", "\n"},
+      {"hyphens", "-"},
+      {"underscores", "_"},
+      {"carets", "^"},
+      {"CJK", "\u4E2D\u6587"},
+      {"kana", "\u3042"},
+      {"combining marks", "\u0301"},
+      {"NUL", std::string(1, '\0')},
   };
   for (const auto& [name, unit] : runs) {
     const std::string one = unit.empty() ? random_letters(1u << 20) : repeated(unit, 1u << 20);
