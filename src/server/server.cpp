@@ -149,10 +149,10 @@ Status check(const ServerConfig& config) {
 
 }  // namespace
 
-// Requests have threads of their own (config.request_threads) and not `pool`: tokenising a huge prompt there would hold
-// up the streams that are written from it.
+// Requests have threads of their own (config.request_threads), apart from the ones that answers are made on: tokenising
+// a huge prompt there would hold up the streams.
 Result<std::unique_ptr<Server>> Server::start(const ServerConfig& config, ApiService& service, Engine& engine,
-                                              Metrics& metrics, TaskPool& /*pool*/) {
+                                              Metrics& metrics) {
   DSV3_TRY(check(config));
   auto server = std::make_unique<ServerImpl>(config, service, engine, metrics);
   DSV3_TRY(server->open());

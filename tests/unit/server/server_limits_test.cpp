@@ -268,7 +268,7 @@ TEST_F(ServerLimits, StartSaysWhyItCannot) {
   const auto fails = [&](auto change) {
     ServerConfig wrong = config;
     change(wrong);
-    auto result = Server::start(wrong, service, engine, *metrics, pool);
+    auto result = Server::start(wrong, service, engine, *metrics);
     return result.ok() ? Status() : result.status();
   };
   const Status taken = fails([&](ServerConfig& c) { c.port = server->port(); });
