@@ -78,7 +78,8 @@ TEST(ExpectedTensors, OfDeepSeekV3AreWhatIsPublished) {
     "num_nextn_predict_layers": 1, "num_attention_heads": 128, "n_shared_experts": 1, "n_routed_experts": 256,
     "routed_scaling_factor": 2.5, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "qk_nope_head_dim": 128, "n_group": 8, "topk_group": 4, "num_experts_per_tok": 8, "first_k_dense_replace": 3,
-    "max_position_embeddings": 163840, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}})";
+    "max_position_embeddings": 163840,
+    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}})";
   int64_t tensors = 0, f8 = 0, bf16 = 0, f32 = 0;
   const auto size = [](const std::vector<int64_t>& shape) {
     int64_t n = 1;
