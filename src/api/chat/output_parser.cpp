@@ -94,6 +94,7 @@ class Parser : public OutputParser, private ToolCallSink {
     if (mark == ToolMark::kText) return text(detokenizer_.push(id));
     text(detokenizer_.finish());
     if (phase_ == Phase::kUndecided) answered_at_once();
+    drop_newlines_ = false;
     if (!done_) tools_.push_mark(mark, shown(id));
   }
 
@@ -190,7 +191,6 @@ class Parser : public OutputParser, private ToolCallSink {
   void call_begin(int index, std::string_view name) override {
     if (done_) return;
     emit(OutputEvent::Kind::kContent, stops_.flush(), -1);
-    drop_newlines_ = false;
     has_tool_calls_ = true;
     events_.push_back({OutputEvent::Kind::kToolCallBegin, std::string(name), index});
   }
