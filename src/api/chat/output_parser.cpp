@@ -2,6 +2,7 @@
 // One object a choice, one thread at a time.
 #include "dsv3/api/output_parser.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "chat/stop_matcher.h"
@@ -51,9 +52,7 @@ class Parser : public OutputParser, private ToolCallSink {
     if (!done_) {
       text(detokenizer_.finish());
       if (phase_ == Phase::kUndecided) {
-        phase_ = Phase::kContent;
-        reasoning_tokens_ = 0;
-        content_text(std::exchange(pending_, {}));
+        answered_at_once();
       } else if (phase_ == Phase::kReasoning) {
         reasoning_text(std::exchange(pending_, {}));
         flush_reasoning();
@@ -91,9 +90,11 @@ class Parser : public OutputParser, private ToolCallSink {
         return closed();
       }
     }
-    const ToolMark mark = phase_ == Phase::kContent && parses_tools_ ? tool_tokens_.mark(id) : ToolMark::kText;
+    const ToolMark mark = phase_ != Phase::kReasoning && parses_tools_ ? tool_tokens_.mark(id) : ToolMark::kText;
     if (mark == ToolMark::kText) return text(detokenizer_.push(id));
     text(detokenizer_.finish());
+    if (phase_ == Phase::kUndecided) answered_at_once();
+    drop_newlines_ = false;
     if (!done_) tools_.push_mark(mark, shown(id));
   }
 
@@ -116,11 +117,7 @@ class Parser : public OutputParser, private ToolCallSink {
         if (kThinkOpen.starts_with(rest)) return;
       }
       at_start_ = false;
-      if (phase_ == Phase::kUndecided) {
-        phase_ = Phase::kContent;
-        reasoning_tokens_ = 0;
-        return content_text(std::exchange(pending_, {}));
-      }
+      if (phase_ == Phase::kUndecided) return answered_at_once();
     }
     if (!tags_are_text()) return reasoning_text(std::exchange(pending_, {}));
     const size_t close = pending_.find(kThinkClose);
@@ -134,6 +131,13 @@ class Parser : public OutputParser, private ToolCallSink {
     const std::string decided = pending_.substr(0, pending_.size() - keep);
     pending_.erase(0, decided.size());
     reasoning_text(decided);
+  }
+
+  // No opening tag came first: there is no reasoning.
+  void answered_at_once() {
+    phase_ = Phase::kContent;
+    reasoning_tokens_ = 0;
+    content_text(std::exchange(pending_, {}));
   }
 
   // The opening tag came first; `consumed` bytes of pending_ are it and the white space before it.
@@ -187,7 +191,6 @@ class Parser : public OutputParser, private ToolCallSink {
   void call_begin(int index, std::string_view name) override {
     if (done_) return;
     emit(OutputEvent::Kind::kContent, stops_.flush(), -1);
-    drop_newlines_ = false;
     has_tool_calls_ = true;
     events_.push_back({OutputEvent::Kind::kToolCallBegin, std::string(name), index});
   }
