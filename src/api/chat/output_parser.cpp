@@ -166,8 +166,10 @@ class Parser : public OutputParser, private ToolCallSink {
 
   void reasoning_text(std::string_view text) {
     if (!options_.separate_reasoning) return content(text);
-    if (options_.stream_reasoning) emit(OutputEvent::Kind::kReasoning, text, -1);
-    else reasoning_.append(text);
+    if (options_.stream_reasoning)
+      emit(OutputEvent::Kind::kReasoning, text, -1);
+    else
+      reasoning_.append(text);
   }
 
   void flush_reasoning() { emit(OutputEvent::Kind::kReasoning, std::exchange(reasoning_, {}), -1); }
@@ -178,8 +180,10 @@ class Parser : public OutputParser, private ToolCallSink {
       if (text.empty()) return;
       drop_newlines_ = false;
     }
-    if (parses_tools_) tools_.push_text(text);
-    else content(text);
+    if (parses_tools_)
+      tools_.push_text(text);
+    else
+      content(text);
   }
 
   // ToolCallSink
@@ -203,8 +207,10 @@ class Parser : public OutputParser, private ToolCallSink {
 
   void emit(OutputEvent::Kind kind, std::string_view text, int index) {
     if (text.empty()) return;
-    if (!events_.empty() && events_.back().kind == kind && events_.back().tool_index == index) events_.back().text.append(text);
-    else events_.push_back({kind, std::string(text), index});
+    if (!events_.empty() && events_.back().kind == kind && events_.back().tool_index == index)
+      events_.back().text.append(text);
+    else
+      events_.push_back({kind, std::string(text), index});
   }
 
   const Tokenizer& tokenizer_;

@@ -73,14 +73,17 @@ TEST(UserText, NeverBecomesControlTokens) {
       const auto chat_template = ChatTemplate::load(kData + folder, name, **tokenizer, &chosen);
       ASSERT_TRUE(chat_template.ok()) << chat_template.status().message();
       const auto control_ids = [&](const std::string& evil) {
-        const Json call{{"type", "function"}, {"function", {{"name", "f" + evil}, {"arguments", "{\"a\": \"" + evil + "\"}"}}}};
+        const Json call{{"type", "function"},
+                        {"function", {{"name", "f" + evil}, {"arguments", "{\"a\": \"" + evil + "\"}"}}}};
         const Json messages = {{{"role", "system"}, {"content", "s" + evil}},
                                {{"role", "user"}, {"content", evil + "u" + evil}},
                                {{"role", "assistant"}, {"content", nullptr}, {"tool_calls", Json::array({call})}},
                                {{"role", "tool"}, {"content", evil}},
                                {{"role", "assistant"}, {"content", "a" + evil}},
                                {{"role", "user"}, {"content", "u" + evil}}};
-        const Json tools = Json::array({{{"type", "function"}, {"function", {{"name", "f" + evil}, {"description", evil}, {"parameters", {{evil, evil}}}}}}});
+        const Json tools = Json::array(
+            {{{"type", "function"},
+              {"function", {{"name", "f" + evil}, {"description", evil}, {"parameters", {{evil, evil}}}}}}});
         const Json kwargs{{"thinking", true}, {"x", evil}};
         const auto prompt = (*chat_template)->render({.messages = messages, .tools = tools, .kwargs = kwargs});
         EXPECT_TRUE(prompt.ok()) << prompt.status().message();

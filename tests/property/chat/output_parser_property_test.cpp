@@ -45,7 +45,9 @@ bool cut(std::string* text, const std::vector<std::string>& stops, std::string* 
 }
 
 bool name_ok(const std::string& name) {
-  return !name.empty() && name.size() <= 64 && std::all_of(name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) || c == '_' || c == '-' || c == '.'; });
+  return !name.empty() && name.size() <= 64 && std::all_of(name.begin(), name.end(), [](unsigned char c) {
+    return std::isalnum(c) || c == '_' || c == '-' || c == '.';
+  });
 }
 
 std::string strip(const std::string& text) {
@@ -56,7 +58,8 @@ std::string strip(const std::string& text) {
 // The whole answer read at once. `items`: texts and control tokens in turn.
 class Oracle {
  public:
-  Oracle(const std::vector<std::string>& items, std::vector<std::string> stops) : items_(items), stops_(std::move(stops)) {}
+  Oracle(const std::vector<std::string>& items, std::vector<std::string> stops)
+      : items_(items), stops_(std::move(stops)) {}
 
   Answer read(ReasoningStart start, bool tools) {
     size_t i = 0;
@@ -160,7 +163,8 @@ class Oracle {
         bool decided = false;
         for (; i < items_.size() && !is_tool_mark(items_[i]) && !decided; ++i) {
           body += items_[i];
-          const size_t end = std::min(body.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."), body.size());
+          const size_t end = std::min(
+              body.find_first_not_of("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."), body.size());
           const std::string rest = body.substr(end), fence = "\n```json\n";
           if (end > 64) return give_up(i + 1);
           if (end == 0) {
@@ -184,7 +188,8 @@ class Oracle {
       while (i < items_.size() && items_[i] != kEnd && items_[i] != kTcb && items_[i] != kTce) arguments += items_[i++];
       if (fenced) {
         const size_t solid = arguments.find_last_not_of(" \t\r\n") + 1;
-        if (arguments.substr(0, solid).ends_with("\n```")) arguments.resize(solid - 4);
+        if (arguments.substr(0, solid).ends_with("\n```"))
+          arguments.resize(solid - 4);
         else if (i == items_.size()) {
           for (const char* part : {"\n``", "\n`", "\n"}) {
             if (arguments.ends_with(part)) {
@@ -210,7 +215,9 @@ class Oracle {
 };
 
 std::vector<std::string> random_answer(std::mt19937& rng, bool well_formed) {
-  const char* words[] = {"a", "{}", "{\"k\": ", "\n", "\n\n", " ", "```", "`", "json", "STOP", "ST", "OP", "é", "漢", "字", "😀", "f", "function", "name", "\n```json\n", "\n```", "get_x", "x y", "</thi"};
+  const char* words[] = {"a",    "{}",       "{\"k\": ", "\n",          "\n\n",  " ",     "```", "`",
+                         "json", "STOP",     "ST",       "OP",          "é",     "漢",    "字",  "😀",
+                         "f",    "function", "name",     "\n```json\n", "\n```", "get_x", "x y", "</thi"};
   const auto word = [&] { return std::string(words[rng() % std::size(words)]); };
   std::vector<std::string> items;
   const auto add = [&](const std::string& item) {
@@ -255,22 +262,29 @@ std::vector<int32_t> tokens_of(const FakeTokenizer& tokenizer, const std::vector
   std::vector<int32_t> ids;
   for (const std::string& item : items) {
     const int32_t added = tokenizer.find_added(item);
-    if (added >= 0) ids.push_back(added);
-    else for (const char c : item) ids.push_back(static_cast<unsigned char>(c));
+    if (added >= 0)
+      ids.push_back(added);
+    else
+      for (const char c : item) ids.push_back(static_cast<unsigned char>(c));
   }
   return ids;
 }
 
-Answer stream(const Tokenizer& tokenizer, const std::vector<int32_t>& ids, const OutputParserOptions& options, uint32_t seed) {
+Answer stream(const Tokenizer& tokenizer, const std::vector<int32_t>& ids, const OutputParserOptions& options,
+              uint32_t seed) {
   const auto parser = OutputParser::create(tokenizer, options);
   Answer answer;
   const auto take = [&](const std::vector<OutputEvent>& events) {
     for (const OutputEvent& event : events) {
       EXPECT_TRUE(jinja::is_valid_utf8(event.text)) << "seed " << seed;
-      if (event.kind == Kind::kReasoning) answer.reasoning += event.text;
-      else if (event.kind == Kind::kContent) answer.content += event.text;
-      else if (event.kind == Kind::kToolCallBegin) answer.calls.emplace_back(event.text, "");
-      else answer.calls.at(static_cast<size_t>(event.tool_index)).second += event.text;
+      if (event.kind == Kind::kReasoning)
+        answer.reasoning += event.text;
+      else if (event.kind == Kind::kContent)
+        answer.content += event.text;
+      else if (event.kind == Kind::kToolCallBegin)
+        answer.calls.emplace_back(event.text, "");
+      else
+        answer.calls.at(static_cast<size_t>(event.tool_index)).second += event.text;
     }
   };
   for (const int32_t id : ids) take(parser->push(id));
@@ -309,10 +323,12 @@ TEST(OutputParserProperty, StreamEqualsTheWholeAnswerRead) {
     options.stream_reasoning = rng() % 2;
     if (rng() % 3 == 0) options.stop = {"STOP", "\n\n{", "漢字"};
     const Answer got = stream(tokenizer, tokens_of(tokenizer, items), options, seed);
-    const Answer want = Oracle(single_characters(tokenizer, items), options.stop).read(options.reasoning, options.parse_tools);
+    const Answer want =
+        Oracle(single_characters(tokenizer, items), options.stop).read(options.reasoning, options.parse_tools);
     std::string all;
     for (const std::string& item : items) all += item;
-    ASSERT_EQ(show(got), show(want)) << "seed " << seed << ", start " << static_cast<int>(options.reasoning) << ", answer " << all;
+    ASSERT_EQ(show(got), show(want)) << "seed " << seed << ", start " << static_cast<int>(options.reasoning)
+                                     << ", answer " << all;
     with_calls += !got.calls.empty();
     with_stop += !got.stop.empty();
     with_reasoning += !got.reasoning.empty();
@@ -330,14 +346,17 @@ TEST(OutputParserProperty, WellFormedCallsLeaveNoControlText) {
     const Answer got = stream(tokenizer, tokens_of(tokenizer, items), {.parse_tools = true}, seed);
     for (const std::string_view mark : kToolTokens) {
       ASSERT_EQ(got.content.find(mark), std::string::npos) << "seed " << seed << ": " << show(got);
-      for (const auto& [name, arguments] : got.calls) ASSERT_EQ(arguments.find(mark), std::string::npos) << "seed " << seed;
+      for (const auto& [name, arguments] : got.calls)
+        ASSERT_EQ(arguments.find(mark), std::string::npos) << "seed " << seed;
     }
   }
 }
 
 // Where tags are text, or stop strings are looked for, it must not matter how the text is cut into tokens.
 TEST(OutputParserProperty, TheCutIntoTokensDoesNotMatter) {
-  const std::vector<std::string> pieces = {"<thi", "nk>", "</", "think>", "</think>\n\n", "a<", "ST", "OP", "TOP", "hello ", "\xe6\xbc", "\xa2\xe5", "\xad\x97", "\n\n", "\nSTO"};
+  const std::vector<std::string> pieces = {"<thi",     "nk>",      "</",       "think>", "</think>\n\n",
+                                           "a<",       "ST",       "OP",       "TOP",    "hello ",
+                                           "\xe6\xbc", "\xa2\xe5", "\xad\x97", "\n\n",   "\nSTO"};
   const FakeTokenizer tokenizer({.think_tokens = false, .pieces = pieces});
   for (uint32_t seed = 0; seed < 30'000; ++seed) {
     std::mt19937 rng(seed);

@@ -37,19 +37,29 @@ std::string brief(const std::string& name, const Request& r) {
   const auto prompt = render(**chat_template, r);
   if (!prompt.ok()) return prompt.status().message();
   std::string text = prompt->text;
-  const std::pair<const char*, const char*> names[] = {
-      {"<｜begin▁of▁sentence｜>", "(B)"}, {"<｜end▁of▁sentence｜>", "(E)"}, {"<｜User｜>", "(U)"}, {"<｜Assistant｜>", "(A)"},
-      {"<｜tool▁calls▁begin｜>", "(TCS)"}, {"<｜tool▁calls▁end｜>", "(TCE)"}, {"<｜tool▁call▁begin｜>", "(tcb)"},
-      {"<｜tool▁call▁end｜>", "(tce)"}, {"<｜tool▁sep｜>", "(SEP)"}, {"<｜tool▁outputs▁begin｜>", "(TOS)"},
-      {"<｜tool▁outputs▁end｜>", "(TOE)"}, {"<｜tool▁output▁begin｜>", "(tob)"}, {"<｜tool▁output▁end｜>", "(toe)"}};
+  const std::pair<const char*, const char*> names[] = {{"<｜begin▁of▁sentence｜>", "(B)"},
+                                                       {"<｜end▁of▁sentence｜>", "(E)"},
+                                                       {"<｜User｜>", "(U)"},
+                                                       {"<｜Assistant｜>", "(A)"},
+                                                       {"<｜tool▁calls▁begin｜>", "(TCS)"},
+                                                       {"<｜tool▁calls▁end｜>", "(TCE)"},
+                                                       {"<｜tool▁call▁begin｜>", "(tcb)"},
+                                                       {"<｜tool▁call▁end｜>", "(tce)"},
+                                                       {"<｜tool▁sep｜>", "(SEP)"},
+                                                       {"<｜tool▁outputs▁begin｜>", "(TOS)"},
+                                                       {"<｜tool▁outputs▁end｜>", "(TOE)"},
+                                                       {"<｜tool▁output▁begin｜>", "(tob)"},
+                                                       {"<｜tool▁output▁end｜>", "(toe)"}};
   for (const auto& [token, short_name] : names) {
-    for (size_t at = text.find(token); at != std::string::npos; at = text.find(token)) text.replace(at, std::string(token).size(), short_name);
+    for (size_t at = text.find(token); at != std::string::npos; at = text.find(token))
+      text.replace(at, std::string(token).size(), short_name);
   }
   return text;
 }
 
 const char kSystemUser[] = R"([{"role":"system","content":"S"},{"role":"user","content":"u1"}])";
-const char kTwoTurns[] = R"([{"role":"user","content":"u1"},{"role":"assistant","content":"r</think>a1"},{"role":"user","content":"u2"}])";
+const char kTwoTurns[] =
+    R"([{"role":"user","content":"u1"},{"role":"assistant","content":"r</think>a1"},{"role":"user","content":"u2"}])";
 const char kEndsWithAnswer[] = R"([{"role":"user","content":"u1"},{"role":"assistant","content":"a1"}])";
 const char kCall[] = R"([{"role":"user","content":"u1"},
   {"role":"assistant","content":null,"tool_calls":[{"type":"function","function":{"name":"f","arguments":"{\"k\":1}"}}]},
@@ -63,34 +73,40 @@ TEST(Builtin, DeepseekV3) {
   EXPECT_EQ(brief("v3", {kTwoTurns}), "(B)(U)u1(A)r</think>a1(E)(U)u2(A)");
   EXPECT_EQ(brief("v3", {kEndsWithAnswer}), "(B)(U)u1(A)a1(E)(A)");
   EXPECT_EQ(brief("v3", {.messages = kEndsWithAnswer, .generate = false}), "(B)(U)u1(A)a1(E)");
-  EXPECT_EQ(brief("v3", {kCall}), "(B)(U)u1(A)(TCS)(tcb)function(SEP)f\n```json\n{\"k\":1}\n```(tce)(TOS)(tob)o1(toe)(TOE)");
+  EXPECT_EQ(brief("v3", {kCall}),
+            "(B)(U)u1(A)(TCS)(tcb)function(SEP)f\n```json\n{\"k\":1}\n```(tce)(TOS)(tob)o1(toe)(TOE)");
 }
 
 TEST(Builtin, DeepseekV30324) {
   EXPECT_EQ(brief("deepseek-v3-0324", {kSystemUser}), "(B)S(U)u1(A)");
   EXPECT_EQ(brief("v3-0324", {.messages = kSystemUser, .generate = false}), "(B)S(U)u1(A)");
   EXPECT_EQ(brief("v3-0324", {kEndsWithAnswer}), "(B)(U)u1(A)a1(E)(A)");
-  EXPECT_EQ(brief("v3-0324", {kCall}), "(B)(U)u1(A)(TCS)(tcb)function(SEP)f\n```json\n{\"k\":1}\n```(tce)(TCE)(E)(TOS)(tob)o1(toe)(TOE)");
-  EXPECT_EQ(brief("v3-0324", {kTwoCalls}),
-            "(B)(U)u1(A)c(TCS)(tcb)function(SEP)f\n```json\n{}\n```(tce)\n(tcb)function(SEP)g\n```json\n[]\n```(tce)(TCE)(E)"
-            "(TOS)(tob)o1(toe)\n(tob)o2(toe)(TOE)</think>a(E)(U)u2(A)");
+  EXPECT_EQ(brief("v3-0324", {kCall}),
+            "(B)(U)u1(A)(TCS)(tcb)function(SEP)f\n```json\n{\"k\":1}\n```(tce)(TCE)(E)(TOS)(tob)o1(toe)(TOE)");
+  EXPECT_EQ(
+      brief("v3-0324", {kTwoCalls}),
+      "(B)(U)u1(A)c(TCS)(tcb)function(SEP)f\n```json\n{}\n```(tce)\n(tcb)function(SEP)g\n```json\n[]\n```(tce)(TCE)(E)"
+      "(TOS)(tob)o1(toe)\n(tob)o2(toe)(TOE)</think>a(E)(U)u2(A)");
 }
 
 TEST(Builtin, DeepseekR1) {
   EXPECT_EQ(brief("deepseek-r1", {kSystemUser}), "(B)S(U)u1(A)<think>\n");
   EXPECT_EQ(brief("r1", {kTwoTurns}), "(B)(U)u1(A)a1(E)(U)u2(A)<think>\n");
-  EXPECT_EQ(brief("r1", {kTwoCalls}),
-            "(B)(U)u1(A)c(TCS)(tcb)function(SEP)f\n```json\n{}\n```(tce)\n(tcb)function(SEP)g\n```json\n[]\n```(tce)(TCE)(E)"
-            "(TOS)(tob)o1(toe)(tob)o2(toe)(TOE)</think>a(E)(U)u2(A)<think>\n");
-  EXPECT_EQ(brief("r1", {kCall}), "(B)(U)u1(A)(TCS)(tcb)function(SEP)f\n```json\n{\"k\":1}\n```(tce)(TCE)(E)(TOS)(tob)o1(toe)(TOE)");
+  EXPECT_EQ(
+      brief("r1", {kTwoCalls}),
+      "(B)(U)u1(A)c(TCS)(tcb)function(SEP)f\n```json\n{}\n```(tce)\n(tcb)function(SEP)g\n```json\n[]\n```(tce)(TCE)(E)"
+      "(TOS)(tob)o1(toe)(tob)o2(toe)(TOE)</think>a(E)(U)u2(A)<think>\n");
+  EXPECT_EQ(brief("r1", {kCall}),
+            "(B)(U)u1(A)(TCS)(tcb)function(SEP)f\n```json\n{\"k\":1}\n```(tce)(TCE)(E)(TOS)(tob)o1(toe)(TOE)");
 }
 
 TEST(Builtin, DeepseekR10528) {
   EXPECT_EQ(brief("deepseek-r1-0528", {kSystemUser}), "(B)S(U)u1(A)");
   EXPECT_EQ(brief("r1-0528", {kTwoTurns}), "(B)(U)u1(A)a1(E)(U)u2(A)");
-  EXPECT_EQ(brief("r1-0528", {kTwoCalls}),
-            "(B)(U)u1(A)c(TCS)(tcb)function(SEP)f\n```json\n{}\n```(tce)\n(tcb)function(SEP)g\n```json\n[]\n```(tce)(TCE)(E)"
-            "(TOS)(tob)o1(toe)\n(tob)o2(toe)(TOE)a(E)(U)u2(A)");
+  EXPECT_EQ(
+      brief("r1-0528", {kTwoCalls}),
+      "(B)(U)u1(A)c(TCS)(tcb)function(SEP)f\n```json\n{}\n```(tce)\n(tcb)function(SEP)g\n```json\n[]\n```(tce)(TCE)(E)"
+      "(TOS)(tob)o1(toe)\n(tob)o2(toe)(TOE)a(E)(U)u2(A)");
 }
 
 TEST(Builtin, DeepseekV31) {
@@ -100,39 +116,55 @@ TEST(Builtin, DeepseekV31) {
   EXPECT_EQ(brief("v3.1", {kTwoTurns}), "(B)(U)u1(A)</think>a1(E)(U)u2(A)</think>");
   EXPECT_EQ(brief("v3.1", {.messages = kTwoTurns, .kwargs = on}), "(B)(U)u1(A)</think>a1(E)(U)u2(A)<think>");
   for (const std::string& kwargs : {std::string("{}"), on}) {
-    EXPECT_EQ(brief("v3.1", {.messages = kCall, .kwargs = kwargs}), "(B)(U)u1(A)</think>(TCS)(tcb)f(SEP){\"k\":1}(tce)(TCE)(E)(tob)o1(toe)");
+    EXPECT_EQ(brief("v3.1", {.messages = kCall, .kwargs = kwargs}),
+              "(B)(U)u1(A)</think>(TCS)(tcb)f(SEP){\"k\":1}(tce)(TCE)(E)(tob)o1(toe)");
     EXPECT_EQ(brief("v3.1", {.messages = kEndsWithAnswer, .kwargs = kwargs}), "(B)(U)u1(A)</think>a1(E)");
   }
   EXPECT_EQ(brief("v3.1", {kTwoCalls}),
-            "(B)(U)u1(A)</think>c(TCS)(tcb)f(SEP){}(tce)(tcb)g(SEP)[](tce)(TCE)(E)(tob)o1(toe)(tob)o2(toe)</think>a(E)(U)u2(A)</think>");
+            "(B)(U)u1(A)</think>c(TCS)(tcb)f(SEP){}(tce)(tcb)g(SEP)[](tce)(TCE)(E)(tob)o1(toe)(tob)o2(toe)</"
+            "think>a(E)(U)u2(A)</think>");
 }
 
 TEST(Builtin, JoinsSystemMessagesInFront) {
-  const std::string messages = R"([{"role":"user","content":"u"},{"role":"system","content":"one"},{"role":"system","content":"two"}])";
+  const std::string messages =
+      R"([{"role":"user","content":"u"},{"role":"system","content":"one"},{"role":"system","content":"two"}])";
   for (const char* name : {"v3", "v3-0324", "r1", "r1-0528", "v3.1"}) {
     EXPECT_EQ(brief(name, {messages}).substr(0, 15), "(B)one\n\ntwo(U)u") << name;
   }
 }
 
 TEST(Builtin, DescribesTools) {
-  const std::string tools = R"([{"type":"function","function":{"name":"f","description":"Does it.","parameters":{"type":"object","properties":{"é":{"type":"string"}}}}},
+  const std::string tools =
+      R"([{"type":"function","function":{"name":"f","description":"Does it.","parameters":{"type":"object","properties":{"é":{"type":"string"}}}}},
                                 {"type":"function","function":{"name":"bare"}}])";
   for (const char* name : {"v3", "v3-0324", "r1", "r1-0528"}) {
     const std::string text = brief(name, {.messages = kSystemUser, .tools = tools});
     EXPECT_EQ(text.substr(0, 6), "(B)S\n\n") << name;
     EXPECT_NE(text.find("(TCS)(tcb)function(SEP)FUNCTION_NAME\n```json\n"), std::string::npos) << text;
-    EXPECT_NE(text.find("## Tools\n\n### Function\n\n```json\n{\"type\": \"function\", \"function\": {\"name\": \"f\", \"description\": \"Does it.\", "
-                        "\"parameters\": {\"type\": \"object\", \"properties\": {\"é\": {\"type\": \"string\"}}}}}\n```\n"), std::string::npos) << text;
+    EXPECT_NE(
+        text.find("## Tools\n\n### Function\n\n```json\n{\"type\": \"function\", \"function\": {\"name\": \"f\", "
+                  "\"description\": \"Does it.\", "
+                  "\"parameters\": {\"type\": \"object\", \"properties\": {\"é\": {\"type\": \"string\"}}}}}\n```\n"),
+        std::string::npos)
+        << text;
   }
   const std::string text = brief("v3.1", {.messages = kSystemUser, .tools = tools});
   EXPECT_NE(text.find("(B)S\n\n## Tools\n"), std::string::npos) << text;
-  EXPECT_NE(text.find("\n### f\nDescription: Does it.\n\nParameters: {\"type\": \"object\", \"properties\": {\"é\": {\"type\": \"string\"}}}\n"), std::string::npos) << text;
-  EXPECT_NE(text.find("\n### bare\nDescription: \n\nParameters: {\"type\": \"object\", \"properties\": {}}\n"), std::string::npos) << text;
-  EXPECT_NE(text.find("(TCS)(tcb)tool_call_name(SEP)tool_call_arguments(tce){{additional_tool_calls}}(TCE)"), std::string::npos) << text;
+  EXPECT_NE(text.find("\n### f\nDescription: Does it.\n\nParameters: {\"type\": \"object\", \"properties\": {\"é\": "
+                      "{\"type\": \"string\"}}}\n"),
+            std::string::npos)
+      << text;
+  EXPECT_NE(text.find("\n### bare\nDescription: \n\nParameters: {\"type\": \"object\", \"properties\": {}}\n"),
+            std::string::npos)
+      << text;
+  EXPECT_NE(text.find("(TCS)(tcb)tool_call_name(SEP)tool_call_arguments(tce){{additional_tool_calls}}(TCE)"),
+            std::string::npos)
+      << text;
 }
 
 TEST(Builtin, TakesArgumentsThatAreAnObject) {
-  const std::string messages = R"([{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":{"a":[1,"é"]}}}]}])";
+  const std::string messages =
+      R"([{"role":"assistant","tool_calls":[{"function":{"name":"f","arguments":{"a":[1,"é"]}}}]}])";
   for (const char* name : {"v3", "v3-0324", "r1", "r1-0528", "v3.1"}) {
     EXPECT_NE(brief(name, {messages}).find("{\"a\": [1, \"é\"]}"), std::string::npos) << name;
   }
@@ -148,7 +180,8 @@ TEST(Builtin, NamesAreListedAndUnknownOnesRefused) {
 
 TEST(ContinueFinalMessage, EndsWithTheContent) {
   const auto ends = [](const std::string& last, const char* name) {
-    return brief(name, {.messages = R"([{"role":"user","content":"u"},{"role":"assistant",)" + last + "}]", .resume = true});
+    return brief(name,
+                 {.messages = R"([{"role":"user","content":"u"},{"role":"assistant",)" + last + "}]", .resume = true});
   };
   EXPECT_EQ(ends(R"("content":"Once upon")", "v3"), "(B)(U)u(A)Once upon");
   EXPECT_EQ(ends(R"("content":"Once upon a ")", "v3-0324"), "(B)(U)u(A)Once upon a ");
@@ -157,13 +190,17 @@ TEST(ContinueFinalMessage, EndsWithTheContent) {
   EXPECT_EQ(ends(R"("content":"x x ")", "v3.1"), "(B)(U)u(A)</think>x x ");
   EXPECT_EQ(ends(R"("content":"thought</think>x")", "r1"), "(B)(U)u(A)x");
   EXPECT_EQ(ends(R"("content":"thought</think>")", "r1"), "(B)(U)u(A)");
-  EXPECT_EQ(brief("v3.1", {.messages = R"([{"role":"user","content":"u"},{"role":"assistant","content":"so","prefix":true}])", .kwargs = R"({"thinking":true})", .resume = true}),
-            "(B)(U)u(A)<think>so");
+  EXPECT_EQ(
+      brief("v3.1", {.messages = R"([{"role":"user","content":"u"},{"role":"assistant","content":"so","prefix":true}])",
+                     .kwargs = R"({"thinking":true})",
+                     .resume = true}),
+      "(B)(U)u(A)<think>so");
 }
 
 TEST(ContinueFinalMessage, FollowsATemplateThatTrims) {
   const auto trims = ChatTemplate::compile("{% for m in messages %}[{{ m.content | trim }}]{% endfor %}END", "", "");
-  const auto prompt = render(**trims, {.messages = R"([{"role":"user","content":"a"},{"role":"assistant","content":"b  "}])", .resume = true});
+  const auto prompt = render(
+      **trims, {.messages = R"([{"role":"user","content":"a"},{"role":"assistant","content":"b  "}])", .resume = true});
   ASSERT_TRUE(prompt.ok()) << prompt.status().message();
   EXPECT_EQ(prompt->text, "[a][b");
   EXPECT_EQ(prompt->untrusted, (std::vector<ByteRange>{{1, 2}, {4, 5}}));
@@ -179,7 +216,9 @@ TEST(ContinueFinalMessage, RefusesWhatCannotBeContinued) {
 
 class Load : public testing::Test {
  protected:
-  Load() : dir_(std::filesystem::temp_directory_path() / ("dsv3_chat_template_" + std::to_string(getpid()))) { std::filesystem::create_directories(dir_); }
+  Load() : dir_(std::filesystem::temp_directory_path() / ("dsv3_chat_template_" + std::to_string(getpid()))) {
+    std::filesystem::create_directories(dir_);
+  }
   ~Load() override { std::filesystem::remove_all(dir_); }
 
   void write(const std::string& name, const std::string& text) { std::ofstream(dir_ / name) << text; }
@@ -200,7 +239,8 @@ TEST_F(Load, PrefersTheOverrideThenTheFilesThenABuiltin) {
   write("tokenizer_config.json", R"({"chat_template":"{{ bos_token }}config"})");
   EXPECT_EQ(load(), "<｜begin▁of▁sentence｜>config");
   EXPECT_EQ(chosen_, "tokenizer_config.json");
-  write("tokenizer_config.json", R"({"chat_template":[{"name":"tool_use","template":"t"},{"name":"default","template":"listed"}]})");
+  write("tokenizer_config.json",
+        R"({"chat_template":[{"name":"tool_use","template":"t"},{"name":"default","template":"listed"}]})");
   EXPECT_EQ(load(), "listed");
   write("chat_template.jinja", "{{ messages[0].content }}{{ eos_token }}");
   EXPECT_EQ(load(), "hi<｜end▁of▁sentence｜>");

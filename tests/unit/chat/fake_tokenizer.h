@@ -10,8 +10,9 @@
 
 namespace dsv3 {
 
-inline constexpr std::string_view kToolTokens[] = {"<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>",
-                                                   "<｜tool▁call▁end｜>", "<｜tool▁sep｜>", "<｜tool▁output▁end｜>"};
+inline constexpr std::string_view kToolTokens[] = {"<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>",
+                                                   "<｜tool▁call▁begin｜>",  "<｜tool▁call▁end｜>",
+                                                   "<｜tool▁sep｜>",         "<｜tool▁output▁end｜>"};
 
 class FakeTokenizer : public Tokenizer {
  public:
@@ -51,7 +52,9 @@ class FakeTokenizer : public Tokenizer {
     }
     return ids;
   }
-  std::string_view token_bytes(int32_t id) const override { return is_known(id) ? texts_[static_cast<size_t>(id)] : std::string_view(); }
+  std::string_view token_bytes(int32_t id) const override {
+    return is_known(id) ? texts_[static_cast<size_t>(id)] : std::string_view();
+  }
   std::string decode(std::span<const int32_t> ids, bool skip_special_tokens) const override {
     IncrementalDetokenizer detokenizer(*this, skip_special_tokens);
     std::string text;
@@ -60,7 +63,9 @@ class FakeTokenizer : public Tokenizer {
   }
   bool is_known(int32_t id) const override { return id >= 0 && id < vocab_size(); }
   bool is_added(int32_t id) const override { return !added_.empty() && id >= added_.front().id && is_known(id); }
-  bool is_special(int32_t id) const override { return is_added(id) && added_[static_cast<size_t>(id - added_.front().id)].special; }
+  bool is_special(int32_t id) const override {
+    return is_added(id) && added_[static_cast<size_t>(id - added_.front().id)].special;
+  }
   int32_t find_added(std::string_view text) const override {
     for (const AddedToken& token : added_) {
       if (token.text == text) return token.id;

@@ -24,7 +24,8 @@ std::string marked(std::string_view source, const char* kwargs = R"({"c":"Ab,c",
   std::string out;
   size_t at = 0;
   for (const ByteRange& range : prompt->untrusted) {
-    out += prompt->text.substr(at, range.begin - at) + "[" + prompt->text.substr(range.begin, range.end - range.begin) + "]";
+    out += prompt->text.substr(at, range.begin - at) + "[" + prompt->text.substr(range.begin, range.end - range.begin) +
+           "]";
     at = range.end;
   }
   return out + prompt->text.substr(at);
@@ -60,7 +61,8 @@ TEST(Sources, FollowEveryOperation) {
       {"{% set x %}a{{ c }}{% endset %}{{ x + x }}", "a[Ab,c]a[Ab,c]"},
       {"{% macro m(p) %}<{{ p }}>{% endmacro %}{{ m(c) }}", "<[Ab,c]>"},
       {"{% filter upper %}a{{ c }}{% endfilter %}", "A[AB,C]"},
-      {"{% set ns = namespace(t='') %}{% for x in c.split(',') %}{% set ns.t = ns.t + x + ';' %}{% endfor %}{{ ns.t }}", "[Ab];[c];"},
+      {"{% set ns = namespace(t='') %}{% for x in c.split(',') %}{% set ns.t = ns.t + x + ';' %}{% endfor %}{{ ns.t }}",
+       "[Ab];[c];"},
       {"{{ missing | default(c) }}{{ c | default('x') }}", "[Ab,cAb,c]"},
       {"{% for k in d %}{{ k }}{% endfor %}{% for k, v in d.items() %}{{ k }}{{ v[0] }}{% endfor %}", "[kkv\"\n]"},
       {"{{ c | reverse }}{{ c | title }}{{ c | capitalize }}", "[c,bAAb,cAb,c]"},
@@ -95,11 +97,13 @@ TEST(Limits, HoldAgainstHostileTemplates) {
   const std::string deep_parentheses = "{{ " + std::string(100'000, '(') + "1" + std::string(100'000, ')') + " }}";
   const std::string deep_minus = "{{ " + std::string(100'000, '-') + "1 }}";
   const std::string deep_lists = "{{ " + std::string(100'000, '[') + std::string(100'000, ']') + " }}";
-  std::string deep_ifs, long_sum = "{{ 1", long_chain = "{{ x", long_not = "{{ ";
+  std::string deep_ifs, long_sum = "{{ 1", long_chain = "{{ x", long_not = "{{ ", long_if = "{{ 1";
   for (int i = 0; i < 1000; ++i) deep_ifs += "{% if 1 %}";
   for (int i = 0; i < 20'000; ++i) long_sum += " + 1";
   for (int i = 0; i < 20'000; ++i) long_chain += "|default({})|default({})";
   for (int i = 0; i < 20'000; ++i) long_not += "not ";
+  for (int i = 0; i < 100'000; ++i) long_if += " if 1";
+  EXPECT_NE(render(long_if + " }}").status().message().find("inline ifs in a row"), std::string::npos);
   for (const std::string& source : {deep_parentheses, deep_minus, deep_lists, deep_ifs}) {
     const auto made = ChatTemplate::compile(source, "", "");
     ASSERT_FALSE(made.ok());
@@ -110,27 +114,34 @@ TEST(Limits, HoldAgainstHostileTemplates) {
   EXPECT_EQ(render(long_not + "1 }}")->text, "True");
 
   const char* greedy[] = {
-      "{% for a in range(100000) %}{% for b in range(100000) %}{% for c in range(100000) %}{% endfor %}{% endfor %}{% endfor %}",
+      "{% for a in range(100000) %}{% for b in range(100000) %}{% for c in range(100000) %}{% endfor %}{% endfor %}{% "
+      "endfor %}",
       "{{ 'x' * 100000000000 }}",
       "{{ [1] * 100000000000 }}",
-      "{% set ns = namespace(s='x') %}{% for i in range(100) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s | length }}",
+      "{% set ns = namespace(s='x') %}{% for i in range(100) %}{% set ns.s = ns.s + ns.s %}{% endfor %}{{ ns.s | "
+      "length }}",
       "{% set ns = namespace(s='x') %}{% for i in range(100) %}{% set ns.s = ns.s.replace('x', 'xx') %}{% endfor %}",
       "{% set ns = namespace(l=[1]) %}{% for i in range(100) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
-      "{% set ns = namespace(a=[], b=[]) %}{% for i in range(100) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, ns.b] %}{% endfor %}{{ ns.a == ns.b }}",
+      "{% set ns = namespace(a=[], b=[]) %}{% for i in range(100) %}{% set ns.a = [ns.a, ns.a] %}{% set ns.b = [ns.b, "
+      "ns.b] %}{% endfor %}{{ ns.a == ns.b }}",
       "{% set ns = namespace(l=[]) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}",
-      "{% set ns = namespace(l=[]) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l | tojson }}",
+      "{% set ns = namespace(l=[]) %}{% for i in range(60) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l | tojson "
+      "}}",
       "{% set ns = namespace(l=[]) %}{% for i in range(50000) %}{% set ns.l = [ns.l] %}{% endfor %}{{ ns.l }}",
       "{% set ns = namespace() %}{% set ns.me = ns %}{{ ns }}",
       "{% set ns = namespace() %}{% set ns.me = [ns] %}{{ ns.me | tojson }}",
       "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
-      "{% macro m(n) %}{% call m(n + 1) %}{{ caller() }}{% endcall %}{{ caller() }}{% endmacro %}{% call m(1) %}{% endcall %}",
+      "{% macro m(n) %}{% call m(n + 1) %}{{ caller() }}{% endcall %}{{ caller() }}{% endmacro %}{% call m(1) %}{% "
+      "endcall %}",
       "{{ 'a' | center(99999999999999) }}",
       "{{ 'a\nb' | indent(99999999999999) }}",
       "{{ 2 ** 100000 }}",
       "{{ 170141183460469231731687303715884105727 + 1 }}",
       "{{ -170141183460469231731687303715884105727 - 2 }}",
       "{{ range(-9223372036854775807, 9223372036854775807) }}",
-      "{% for i in range(100000) %}{{ 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' * 100 }}{% endfor %}",
+      "{% for i in range(100000) %}{{ "
+      "'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx' * 100 }}{% "
+      "endfor %}",
   };
   for (const char* source : greedy) {
     const auto begin = std::chrono::steady_clock::now();
@@ -140,7 +151,8 @@ TEST(Limits, HoldAgainstHostileTemplates) {
   }
   // Values that end in themselves are left without a trace.
   EXPECT_TRUE(render("{% set ns = namespace() %}{% set ns.me = [ns, {'a': ns}] %}ok").ok());
-  EXPECT_EQ(render("{{ (-170141183460469231731687303715884105727 - 1) // -1 }}").status().code(), Code::kInvalidArgument);
+  EXPECT_EQ(render("{{ (-170141183460469231731687303715884105727 - 1) // -1 }}").status().code(),
+            Code::kInvalidArgument);
 }
 
 TEST(Limits, AreTheCallers) {
@@ -152,15 +164,17 @@ TEST(Limits, AreTheCallers) {
 }
 
 TEST(Sandbox, HasNoWayOut) {
-  for (const char* source : {"{{ c.__class__.__mro__ }}", "{{ d.update({}) }}", "{{ l.append(1) }}", "{{ l.pop() }}", "{{ cycler.__init__.__globals__.os }}",
-                             "{{ self.__init__ }}", "{{ c.format.__self__.x }}", "{{ '{0.__class__}'.format(c) }}"}) {
+  for (const char* source : {"{{ c.__class__.__mro__ }}", "{{ d.update({}) }}", "{{ l.append(1) }}", "{{ l.pop() }}",
+                             "{{ cycler.__init__.__globals__.os }}", "{{ self.__init__ }}", "{{ c.format.__self__.x }}",
+                             "{{ '{0.__class__}'.format(c) }}"}) {
     const auto prompt = render(source, R"({"c":"x","d":{},"l":[]})");
     EXPECT_FALSE(prompt.ok()) << source << " gave " << prompt->text;
   }
 }
 
 TEST(Kwargs, MayNotReplaceWhatTheServerSets) {
-  for (const char* kwargs : {R"({"messages":[]})", R"({"bos_token":"x"})", R"({"add_generation_prompt":true})", R"({"tools":[]})"}) {
+  for (const char* kwargs :
+       {R"({"messages":[]})", R"({"bos_token":"x"})", R"({"add_generation_prompt":true})", R"({"tools":[]})"}) {
     const auto prompt = render("x", kwargs);
     ASSERT_FALSE(prompt.ok()) << kwargs;
     EXPECT_EQ(prompt.status().param(), "chat_template_kwargs");

@@ -61,10 +61,14 @@ Answer run(const Tokenizer& tokenizer, const std::vector<int32_t>& ids, OutputPa
 
 // `text` in the short notation TCS TCE tcb tce SEP.
 std::string long_form(std::string text) {
-  const std::pair<std::string, std::string> names[] = {{"TCS", "<｜tool▁calls▁begin｜>"}, {"TCE", "<｜tool▁calls▁end｜>"}, {"tcb", "<｜tool▁call▁begin｜>"},
-                                                       {"tce", "<｜tool▁call▁end｜>"}, {"SEP", "<｜tool▁sep｜>"}};
+  const std::pair<std::string, std::string> names[] = {{"TCS", "<｜tool▁calls▁begin｜>"},
+                                                       {"TCE", "<｜tool▁calls▁end｜>"},
+                                                       {"tcb", "<｜tool▁call▁begin｜>"},
+                                                       {"tce", "<｜tool▁call▁end｜>"},
+                                                       {"SEP", "<｜tool▁sep｜>"}};
   for (const auto& [name, token] : names) {
-    for (size_t at = text.find(name); at != std::string::npos; at = text.find(name)) text.replace(at, name.size(), token);
+    for (size_t at = text.find(name); at != std::string::npos; at = text.find(name))
+      text.replace(at, name.size(), token);
   }
   return text;
 }
@@ -74,7 +78,9 @@ Answer run(const std::string& text, OutputParserOptions options) {
   return run(tokenizer, tokenizer.encode(long_form(text), false, {}), std::move(options));
 }
 
-std::string tools(const std::string& text) { return run(text, {.parse_tools = true}).text(); }
+std::string tools(const std::string& text) {
+  return run(text, {.parse_tools = true}).text();
+}
 
 TEST(Reasoning, InsideUntilTheClosingTag) {
   const OutputParserOptions inside{.reasoning = ReasoningStart::kInside};
@@ -123,7 +129,8 @@ TEST(Reasoning, ComesAsOneEventWhereNotStreamed) {
 
 TEST(Reasoning, MatchesTextWhereTheTokenizerHasNoTags) {
   const FakeTokenizer tokenizer({.think_tokens = false});
-  const OutputParserOptions inside{.reasoning = ReasoningStart::kInside}, undecided{.reasoning = ReasoningStart::kUndecided};
+  const OutputParserOptions inside{.reasoning = ReasoningStart::kInside},
+      undecided{.reasoning = ReasoningStart::kUndecided};
   const auto bytes = [&](std::string_view text) { return tokenizer.encode(text, false, {}); };
   EXPECT_EQ(run(tokenizer, bytes("a < b</thin</think>\n\nso"), inside).text(), "R[a < b</thin] C[so]");
   EXPECT_EQ(run(tokenizer, bytes("<think>why</think>so"), inside).text(), "R[why] C[so]");
@@ -143,7 +150,8 @@ TEST(Reasoning, MatchesTextAcrossTokens) {
 TEST(Tools, BothForms) {
   EXPECT_EQ(tools("TCStcbfunctionSEPget_x\n```json\n{\"a\": 1}\n```tceTCE"), "R[] C[] get_x({\"a\": 1})");
   EXPECT_EQ(tools("TCStcbget_xSEP{\"a\": 1}tceTCE"), "R[] C[] get_x({\"a\": 1})");
-  EXPECT_EQ(tools("I look.\n\nTCStcbfunctionSEPf\n```json\n{}\n```tce\ntcbfunctionSEPg\n```json\n[]\n```tceTCE"), "R[] C[I look.\n\n] f({}) g([])");
+  EXPECT_EQ(tools("I look.\n\nTCStcbfunctionSEPf\n```json\n{}\n```tce\ntcbfunctionSEPg\n```json\n[]\n```tceTCE"),
+            "R[] C[I look.\n\n] f({}) g([])");
   EXPECT_EQ(tools("TCStcbfSEP{}tcetcbgSEP[]tceTCE"), "R[] C[] f({}) g([])");
   EXPECT_EQ(tools("TCS\ntcb f \nSEP{}tceTCEbye"), "R[] C[bye] f({})");
   EXPECT_EQ(tools("TCStcbfSEP{}tceTCETCStcbgSEP{}tceTCE"), "R[] C[] f({}) g({})");
@@ -157,7 +165,8 @@ TEST(Tools, AFunctionMayBeCalledFunction) {
 }
 
 TEST(Tools, ArgumentsAreLeftAsTheyAre) {
-  EXPECT_EQ(tools("TCStcbfunctionSEPf\n```json\n{\"code\": \"\n```\nx\n```y\"} \n\n```\ntceTCE"), "R[] C[] f({\"code\": \"\n```\nx\n```y\"} \n)");
+  EXPECT_EQ(tools("TCStcbfunctionSEPf\n```json\n{\"code\": \"\n```\nx\n```y\"} \n\n```\ntceTCE"),
+            "R[] C[] f({\"code\": \"\n```\nx\n```y\"} \n)");
   EXPECT_EQ(tools("TCStcbfSEP {not json\u00e9\n```tceTCE"), "R[] C[] f( {not json\u00e9\n```)");
   EXPECT_EQ(tools("TCStcbfunctionSEPf\n```json\n{}tceTCE"), "R[] C[] f({})");
   EXPECT_EQ(tools("TCStcbfSEP{\"a\": \"SEP\"}tceTCE"), "R[] C[] f({\"a\": \"<｜tool▁sep｜>\"})");
@@ -173,12 +182,16 @@ TEST(Tools, EndsThatAreMissing) {
 }
 
 TEST(Tools, MalformedCallsComeOutAsContent) {
-  for (const char* text : {"xTCSnot a callTCEy", "TCSTCE", "TCS", "TCStcb", "TCStcbf", "TCStcbfTCE", "TCStcbftceTCE", "TCStcbSEP{}tceTCE", "TCStcbtwo wordsSEP{}tceTCE", "TCStcbfunctionSEPname {}tceTCE",
-                           "TCStcbfunctionSEPname\n```python\n{}\n```tceTCE", "TCStcbfunctionSEP", "TCStcbfunctionSEPname\n```js", "TCStcbfunctionSEP[1]tceTCE", "tcbfSEP{}tce", "SEP", "TCE", "TCSTCSTCE", "TCStcbtcb"}) {
+  for (const char* text :
+       {"xTCSnot a callTCEy", "TCSTCE", "TCS", "TCStcb", "TCStcbf", "TCStcbfTCE", "TCStcbftceTCE", "TCStcbSEP{}tceTCE",
+        "TCStcbtwo wordsSEP{}tceTCE", "TCStcbfunctionSEPname {}tceTCE",
+        "TCStcbfunctionSEPname\n```python\n{}\n```tceTCE", "TCStcbfunctionSEP", "TCStcbfunctionSEPname\n```js",
+        "TCStcbfunctionSEP[1]tceTCE", "tcbfSEP{}tce", "SEP", "TCE", "TCSTCSTCE", "TCStcbtcb"}) {
     EXPECT_EQ(tools(text), "R[] C[" + long_form(text) + "]") << text;
   }
   const std::string long_name(65, 'n');
-  EXPECT_EQ(tools("TCStcb" + long_name + "SEP{}tceTCE"), "R[] C[" + long_form("TCStcb" + long_name + "SEP{}tceTCE") + "]");
+  EXPECT_EQ(tools("TCStcb" + long_name + "SEP{}tceTCE"),
+            "R[] C[" + long_form("TCStcb" + long_name + "SEP{}tceTCE") + "]");
   EXPECT_EQ(tools("TCStcb" + long_name.substr(1) + "SEP{}tceTCE"), "R[] C[] " + long_name.substr(1) + "({})");
 }
 
@@ -218,7 +231,8 @@ TEST(Tools, ArgumentsStreamOnceTheNameIsKnown) {
   std::vector<std::string> seen;
   for (const int32_t id : tokenizer.encode(long_form("TCStcbfSEP{12}tce"), false, {})) {
     std::string step;
-    for (const OutputEvent& event : parser->push(id)) step += (event.kind == Kind::kToolCallBegin ? "begin " : "") + event.text + ";";
+    for (const OutputEvent& event : parser->push(id))
+      step += (event.kind == Kind::kToolCallBegin ? "begin " : "") + event.text + ";";
     seen.push_back(step);
   }
   EXPECT_EQ(seen, (std::vector<std::string>{"", "", "", "begin f;", "{;", "1;", "2;", "};", ""}));
@@ -265,7 +279,8 @@ TEST(Characters, AreNeverCut) {
 TEST(Characters, HalvesBecomeReplacementCharacters) {
   EXPECT_EQ(run("a\xe6\xbc", {}).content, "a\xEF\xBF\xBD");
   EXPECT_EQ(run("a\xe6\xbc</think>b", {.reasoning = ReasoningStart::kInside}).text(), "R[a\xEF\xBF\xBD] C[b]");
-  EXPECT_EQ(run("\xe6TCStcbfSEP\"\xc3tceTCE\xf0\x9f", {.parse_tools = true}).text(), "R[] C[\xEF\xBF\xBD\xEF\xBF\xBD] f(\"\xEF\xBF\xBD)");
+  EXPECT_EQ(run("\xe6TCStcbfSEP\"\xc3tceTCE\xf0\x9f", {.parse_tools = true}).text(),
+            "R[] C[\xEF\xBF\xBD\xEF\xBF\xBD] f(\"\xEF\xBF\xBD)");
 }
 
 TEST(SpecialTokens, AreLeftOutUnlessKept) {
@@ -288,9 +303,13 @@ TEST(ReasoningStart, IsReadFromThePrompt) {
     EXPECT_EQ(start("<｜User｜>u<｜Assistant｜>", "", tokens), ReasoningStart::kNone);
     EXPECT_EQ(start("<｜User｜>say <think><｜Assistant｜>", "", tokens), ReasoningStart::kNone);
     EXPECT_EQ(start("<｜User｜>say <think>", "", tokens), ReasoningStart::kNone);
-    EXPECT_EQ(start("<｜Assistant｜><think>a</think>b<｜end▁of▁sentence｜><｜User｜>u<｜Assistant｜><think>so far", "", tokens), ReasoningStart::kInside);
-    EXPECT_EQ(start("<｜User｜>u<｜Assistant｜><think>a</think>so far", "deepseek-r1-0528", tokens), ReasoningStart::kNone);
-    EXPECT_EQ(start("<｜Assistant｜></think>x<｜end▁of▁sentence｜>o<｜tool▁output▁end｜>", "deepseek-v3.1", tokens), ReasoningStart::kNone);
+    EXPECT_EQ(start("<｜Assistant｜><think>a</think>b<｜end▁of▁sentence｜><｜User｜>u<｜Assistant｜><think>so far", "",
+                    tokens),
+              ReasoningStart::kInside);
+    EXPECT_EQ(start("<｜User｜>u<｜Assistant｜><think>a</think>so far", "deepseek-r1-0528", tokens),
+              ReasoningStart::kNone);
+    EXPECT_EQ(start("<｜Assistant｜></think>x<｜end▁of▁sentence｜>o<｜tool▁output▁end｜>", "deepseek-v3.1", tokens),
+              ReasoningStart::kNone);
   }
   const FakeTokenizer tokenizer;
   EXPECT_EQ(reasoning_start(tokenizer, {}, ""), ReasoningStart::kNone);

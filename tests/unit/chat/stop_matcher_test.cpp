@@ -17,14 +17,10 @@ TEST(StopMatcher, CutsAtTheStringThatIsCompleteFirstWhateverThePieces) {
     std::vector<std::string> stops;
     std::string text, want, match;
   };
-  const Case cases[] = {{{"END"}, "abcENDdef", "abc", "END"},
-                        {{"abcd", "bc"}, "xabcd", "xa", "bc"},
-                        {{"bc", "abc"}, "xabcd", "x", "abc"},
-                        {{"aab"}, "aaaab", "aa", "aab"},
-                        {{"漢字"}, "a漢漢字b", "a漢", "漢字"},
-                        {{"x", ""}, "aaa", "aaa", ""},
-                        {{"\n\n"}, "a\n", "a\n", ""},
-                        {{}, "abc", "abc", ""}};
+  const Case cases[] = {{{"END"}, "abcENDdef", "abc", "END"},  {{"abcd", "bc"}, "xabcd", "xa", "bc"},
+                        {{"bc", "abc"}, "xabcd", "x", "abc"},  {{"aab"}, "aaaab", "aa", "aab"},
+                        {{"漢字"}, "a漢漢字b", "a漢", "漢字"}, {{"x", ""}, "aaa", "aaa", ""},
+                        {{"\n\n"}, "a\n", "a\n", ""},          {{}, "abc", "abc", ""}};
   for (const Case& c : cases) {
     for (size_t piece = 1; piece <= c.text.size(); ++piece) {
       StopMatcher matcher(c.stops, false);
