@@ -19,7 +19,8 @@ void read_tool_choice(FieldReader& reader, ChatRequest& out) {
     if (text == "none") {
       out.tools = Json::array();
     } else if (text == "required") {
-      reader.fail(unsupported_parameter(field, "required calls need constrained decoding, which is not built; use auto"));
+      reader.fail(
+          unsupported_parameter(field, "required calls need constrained decoding, which is not built; use auto"));
     } else if (text != "auto") {
       reader.fail(invalid_value(field, "is " + describe(*choice) + ", allowed none, auto"));
     }
@@ -72,8 +73,8 @@ std::optional<bool> read_thinking(FieldReader& reader, const Json& kwargs) {
       if (*effort == on) return true;
     }
     if (*effort == "none") return false;
-    reader.fail(invalid_value(path, "is " + describe(Json(*effort)) +
-                                        ", allowed none, minimal, low, medium, high, xhigh, max"));
+    reader.fail(invalid_value(
+        path, "is " + describe(Json(*effort)) + ", allowed none, minimal, low, medium, high, xhigh, max"));
     return std::nullopt;
   };
 
@@ -120,8 +121,8 @@ void read_template_fields(FieldReader& reader, const ApiContext& context, ChatRe
     const Json& last = out.messages.back();
     if (last.contains("prefix") && last["prefix"] == true) out.continue_final_message = true;
     if (out.continue_final_message && (last["role"] != "assistant" || last.contains("tool_calls"))) {
-      return reader.fail(invalid_value("continue_final_message",
-                                       "needs a last message of the assistant without tool calls"));
+      return reader.fail(
+          invalid_value("continue_final_message", "needs a last message of the assistant without tool calls"));
     }
   }
   if (out.continue_final_message && generation_prompt.value_or(false)) {

@@ -12,13 +12,13 @@ namespace dsv3::api {
 
 struct ChatRequest {
   OpenAiFields common;
-  Json messages = Json::array();   ///< normalised
-  Json tools = Json::array();      ///< empty also when tool_choice is none
+  Json messages = Json::array();  ///< normalised
+  Json tools = Json::array();     ///< empty also when tool_choice is none
   Json template_kwargs = Json::object();
   bool add_generation_prompt = true;
   bool continue_final_message = false;
   bool parallel_tool_calls = true;
-  bool legacy_functions = false;   ///< asked with `functions`: answer with function_call
+  bool legacy_functions = false;  ///< asked with `functions`: answer with function_call
   bool separate_reasoning = true;
   bool stream_reasoning = true;
   bool logprobs = false;

@@ -144,9 +144,12 @@ class ChatStream final : public Answer {
         delta["reasoning_content"] = text;
         if (format_.reasoning_both) delta["reasoning"] = text;
         return delta;
-      case OutputEvent::Kind::kContent: delta["content"] = text; return delta;
+      case OutputEvent::Kind::kContent:
+        delta["content"] = text;
+        return delta;
       case OutputEvent::Kind::kToolCallBegin:
-      case OutputEvent::Kind::kToolCallArguments: break;
+      case OutputEvent::Kind::kToolCallArguments:
+        break;
     }
     const bool begin = event.kind == OutputEvent::Kind::kToolCallBegin;
     Json function;
@@ -222,7 +225,8 @@ Status handle_chat_completions(Call& call) {
   std::unique_ptr<Answer> answer;
   if (request.common.stream) {
     answer = std::make_unique<ChatStream>(
-        call.context, ChunkWriter(call.exchange, request.common.include_usage, request.common.continuous_usage), format);
+        call.context, ChunkWriter(call.exchange, request.common.include_usage, request.common.continuous_usage),
+        format);
   } else {
     answer = std::make_unique<WholeChatAnswer>(call.context, call.exchange, format);
   }

@@ -154,7 +154,8 @@ class CompletionStream final : public Answer {
       text += timed.event.text;
       end = std::min(timed.token + 1, choice.tokens.size());
     }
-    if (!text.empty() || first_echo) send(state, choice, std::move(text), parts.logprobs(state, choice, end), end, false);
+    if (!text.empty() || first_echo)
+      send(state, choice, std::move(text), parts.logprobs(state, choice, end), end, false);
     if (choice.finished()) {
       end = choice.tokens.size();
       send(state, choice, "", parts.logprobs(state, choice, end), end, true);
@@ -209,7 +210,8 @@ Status handle_completions(Call& call) {
   std::unique_ptr<Answer> answer;
   if (request.common.stream) {
     answer = std::make_unique<CompletionStream>(
-        call.context, ChunkWriter(call.exchange, request.common.include_usage, request.common.continuous_usage), format);
+        call.context, ChunkWriter(call.exchange, request.common.include_usage, request.common.continuous_usage),
+        format);
   } else {
     answer = std::make_unique<WholeCompletion>(call.context, call.exchange, format);
   }

@@ -1,6 +1,6 @@
 // Health, server information, cache and abort: the routes of operators and load generators.
-#include <chrono>
 #include <charconv>
+#include <chrono>
 #include <thread>
 
 #include "body.h"

@@ -13,20 +13,26 @@ const char* error_type(int status) {
 /// OpenAI's `code` where the Status does not bring its own; nullptr: null.
 const char* default_reason(Code code) {
   switch (code) {
-    case Code::kContextLength: return "context_length_exceeded";
-    case Code::kUnsupported: return "unsupported_parameter";
-    case Code::kUnauthorized: return "invalid_api_key";
-    case Code::kOverloaded: return "queue_full";
+    case Code::kContextLength:
+      return "context_length_exceeded";
+    case Code::kUnsupported:
+      return "unsupported_parameter";
+    case Code::kUnauthorized:
+      return "invalid_api_key";
+    case Code::kOverloaded:
+      return "queue_full";
     case Code::kOutOfMemory:
     case Code::kDeviceLost:
-    case Code::kUnavailable: return "not_ready";
+    case Code::kUnavailable:
+      return "not_ready";
     case Code::kOk:
     case Code::kInvalidArgument:
     case Code::kNotFound:
     case Code::kTooLarge:
     case Code::kCancelled:
     case Code::kBadModelFile:
-    case Code::kInternal: return nullptr;
+    case Code::kInternal:
+      return nullptr;
   }
   return nullptr;
 }
@@ -35,9 +41,12 @@ std::string public_message(const Status& status) {
   switch (status.code()) {
     case Code::kInternal:
     case Code::kBadModelFile:
-    case Code::kOk: return "internal error";
-    case Code::kDeviceLost: return "the server lost a device and is going down";
-    case Code::kOutOfMemory: return "the server is out of memory";
+    case Code::kOk:
+      return "internal error";
+    case Code::kDeviceLost:
+      return "the server lost a device and is going down";
+    case Code::kOutOfMemory:
+      return "the server is out of memory";
     case Code::kInvalidArgument:
     case Code::kContextLength:
     case Code::kUnsupported:
@@ -46,7 +55,8 @@ std::string public_message(const Status& status) {
     case Code::kTooLarge:
     case Code::kOverloaded:
     case Code::kUnavailable:
-    case Code::kCancelled: return status.message();
+    case Code::kCancelled:
+      return status.message();
   }
   return "internal error";
 }
@@ -55,20 +65,34 @@ std::string public_message(const Status& status) {
 
 int http_status(Code code) {
   switch (code) {
-    case Code::kOk: return 200;
-    case Code::kInvalidArgument: return 400;
-    case Code::kContextLength: return 400;
-    case Code::kUnsupported: return 400;
-    case Code::kNotFound: return 404;
-    case Code::kUnauthorized: return 401;
-    case Code::kTooLarge: return 413;
-    case Code::kOverloaded: return 429;
-    case Code::kUnavailable: return 503;
-    case Code::kCancelled: return 503;
-    case Code::kBadModelFile: return 500;
-    case Code::kOutOfMemory: return 503;
-    case Code::kDeviceLost: return 503;
-    case Code::kInternal: return 500;
+    case Code::kOk:
+      return 200;
+    case Code::kInvalidArgument:
+      return 400;
+    case Code::kContextLength:
+      return 400;
+    case Code::kUnsupported:
+      return 400;
+    case Code::kNotFound:
+      return 404;
+    case Code::kUnauthorized:
+      return 401;
+    case Code::kTooLarge:
+      return 413;
+    case Code::kOverloaded:
+      return 429;
+    case Code::kUnavailable:
+      return 503;
+    case Code::kCancelled:
+      return 503;
+    case Code::kBadModelFile:
+      return 500;
+    case Code::kOutOfMemory:
+      return 503;
+    case Code::kDeviceLost:
+      return 503;
+    case Code::kInternal:
+      return 500;
   }
   return 500;
 }
@@ -83,8 +107,10 @@ Json error_body(const Status& status, ErrorShape shape) {
       Json code = !status.reason().empty() ? Json(status.reason()) : fallback ? Json(fallback) : Json(nullptr);
       return {{"error", {{"message", message}, {"type", error_type(http)}, {"param", param}, {"code", code}}}};
     }
-    case ErrorShape::kSglang: return {{"error", {{"message", message}}}};
-    case ErrorShape::kLightllm: return {{"message", message}};
+    case ErrorShape::kSglang:
+      return {{"error", {{"message", message}}}};
+    case ErrorShape::kLightllm:
+      return {{"message", message}};
     case ErrorShape::kLmdeploy:
       return {{"object", "error"}, {"message", message}, {"type", error_type(http)}, {"param", param}, {"code", http}};
   }

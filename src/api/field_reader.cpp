@@ -104,9 +104,8 @@ std::optional<double> FieldReader::number(std::string_view name, NumberRange ran
   const double out = value->get<double>();
   const bool low = range.min_excluded ? out <= range.min : out < range.min;
   if (low || out > range.max || std::isnan(out)) {
-    fail(invalid_value(path_of(name), "is " + describe(*value) + ", allowed " +
-                                          (range.min_excluded ? "above " : "") + number_text(range.min) + " to " +
-                                          number_text(range.max)));
+    fail(invalid_value(path_of(name), "is " + describe(*value) + ", allowed " + (range.min_excluded ? "above " : "") +
+                                          number_text(range.min) + " to " + number_text(range.max)));
     return std::nullopt;
   }
   return out;
@@ -121,8 +120,8 @@ std::optional<std::string> FieldReader::string(std::string_view name, size_t max
   }
   const auto& text = value->get_ref<const std::string&>();
   if (text.size() > max_bytes) {
-    fail(invalid_value(path_of(name), "has " + std::to_string(text.size()) + " bytes, allowed " +
-                                          std::to_string(max_bytes)));
+    fail(invalid_value(path_of(name),
+                       "has " + std::to_string(text.size()) + " bytes, allowed " + std::to_string(max_bytes)));
     return std::nullopt;
   }
   return text;

@@ -31,14 +31,13 @@ class FieldReader {
   static constexpr size_t kMaxFields = 512;  ///< field look-up is linear; more fields than this are an attack
 
   std::optional<bool> boolean(std::string_view name);
-  std::optional<int64_t> integer(std::string_view name, int64_t min,
-                                 int64_t max = std::numeric_limits<int64_t>::max());
+  std::optional<int64_t> integer(std::string_view name, int64_t min, int64_t max = std::numeric_limits<int64_t>::max());
   std::optional<double> number(std::string_view name, NumberRange range);
   std::optional<std::string> string(std::string_view name, size_t max_bytes = SIZE_MAX);
   const Json* object(std::string_view name);  ///< nullptr when absent or faulty
   const Json* array(std::string_view name);
-  const Json* any(std::string_view name);     ///< of any type
-  void require(std::string_view name);        ///< absent or null: missing_required_parameter
+  const Json* any(std::string_view name);  ///< of any type
+  void require(std::string_view name);     ///< absent or null: missing_required_parameter
 
   /// Accepted without effect, whatever they hold.
   void ignore(std::initializer_list<std::string_view> names);

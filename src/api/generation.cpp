@@ -10,11 +10,16 @@ namespace {
 
 const char* finish_name(FinishReason reason) {
   switch (reason) {
-    case FinishReason::kNone: return "none";
-    case FinishReason::kStop: return "stop";
-    case FinishReason::kLength: return "length";
-    case FinishReason::kAbort: return "abort";
-    case FinishReason::kError: return "error";
+    case FinishReason::kNone:
+      return "none";
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kLength:
+      return "length";
+    case FinishReason::kAbort:
+      return "abort";
+    case FinishReason::kError:
+      return "error";
   }
   return "?";
 }
@@ -85,7 +90,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
     std::vector<std::pair<std::string, std::function<void()>>> aborts;
     aborts.emplace_back(state_.job.id, abort_prompt(-1));
     bool one_rid = true;
-    for (const auto& prompt : state_.job.prompts) one_rid = one_rid && prompt.client_rid == state_.job.prompts[0].client_rid;
+    for (const auto& prompt : state_.job.prompts)
+      one_rid = one_rid && prompt.client_rid == state_.job.prompts[0].client_rid;
     for (size_t i = 0; i < state_.job.prompts.size(); ++i) {
       const std::string& rid = state_.job.prompts[i].client_rid;
       if (rid.empty() || rid == state_.job.id || (one_rid && i > 0)) continue;
@@ -190,8 +196,12 @@ class Generation : public std::enable_shared_from_this<Generation> {
 
   void apply(Choice& choice, const OutputEvent& event) {
     switch (event.kind) {
-      case OutputEvent::Kind::kReasoning: choice.reasoning += event.text; break;
-      case OutputEvent::Kind::kContent: choice.content += event.text; break;
+      case OutputEvent::Kind::kReasoning:
+        choice.reasoning += event.text;
+        break;
+      case OutputEvent::Kind::kContent:
+        choice.content += event.text;
+        break;
       case OutputEvent::Kind::kToolCallBegin:
         choice.tool_calls.push_back({"call_" + context_->ids.hex(24), event.text, ""});
         break;
@@ -240,7 +250,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
     context_->live.remove(live_ids_);
     live_ids_.clear();
     int64_t prompt_tokens = 0, completion_tokens = 0, cached_tokens = 0;
-    for (const auto& prompt : state_.job.prompts) prompt_tokens += static_cast<int64_t>(prompt.request.prompt_ids.size());
+    for (const auto& prompt : state_.job.prompts)
+      prompt_tokens += static_cast<int64_t>(prompt.request.prompt_ids.size());
     for (const auto& choice : state_.choices) completion_tokens += static_cast<int64_t>(choice.tokens.size());
     for (const auto& prompt : state_.prompts) cached_tokens += prompt.cached_tokens;
     const FinishReason finish = state_.choices.empty() ? FinishReason::kNone : state_.choices[0].finish;

@@ -23,15 +23,15 @@ struct ToolCall {
 
 /// One sequence, as far as it got.
 struct Choice {
-  int32_t index = 0;   ///< in the answer: prompt-major, then the prompt's choices
-  size_t prompt = 0;   ///< in GenerationJob::prompts
+  int32_t index = 0;  ///< in the answer: prompt-major, then the prompt's choices
+  size_t prompt = 0;  ///< in GenerationJob::prompts
   std::unique_ptr<OutputParser> parser;
   std::string content, reasoning;
   std::vector<ToolCall> tool_calls;
   std::vector<SampledToken> tokens;  ///< all generated ones, a matched stop id included
   FinishReason finish = FinishReason::kNone;
-  int32_t matched_id = -1;    ///< the stop id that ended it, or
-  std::string matched_stop;   ///< the stop string that did
+  int32_t matched_id = -1;   ///< the stop id that ended it, or
+  std::string matched_stop;  ///< the stop string that did
 
   bool finished() const { return finish != FinishReason::kNone; }
 };
@@ -45,7 +45,7 @@ struct GenerationState {
   GenerationJob job;
   std::vector<PromptState> prompts;  ///< as job.prompts
   std::vector<Choice> choices;
-  int64_t started_us = 0;            ///< now_us() at start
+  int64_t started_us = 0;  ///< now_us() at start
   int64_t created_unix_s = 0;
 };
 
@@ -67,7 +67,7 @@ struct Progress {
 class Answer {
  public:
   virtual ~Answer() = default;
-  virtual void accepted(const GenerationState&) {}  ///< every prompt is in the engine
+  virtual void accepted(const GenerationState&) {}                   ///< every prompt is in the engine
   virtual void progress(const GenerationState&, const Progress&) {}  ///< new tokens, or the end of a choice
   virtual void complete(const GenerationState&) = 0;                 ///< every choice has finished
   virtual void failed(const Status&) = 0;  ///< before or after accepted(); the status has a client's message

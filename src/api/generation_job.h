@@ -19,9 +19,9 @@ struct PromptJob {
 };
 
 struct GenerationJob {
-  std::string id;        ///< as the answer shows it
-  std::string route;     ///< for the log
-  std::string param;     ///< the field that a fault of the prompt is blamed on
+  std::string id;     ///< as the answer shows it
+  std::string route;  ///< for the log
+  std::string param;  ///< the field that a fault of the prompt is blamed on
   std::string request_id;
   bool stream = false;
   std::vector<PromptJob> prompts;  ///< answered all or none

@@ -1,4 +1,5 @@
-// LightLLM's /generate and /generate_stream: one event per token, `data:` without a blank, no [DONE]. api.md section 15.
+// LightLLM's /generate and /generate_stream: one event per token, `data:` without a blank, no [DONE]. api.md
+// section 15.
 #include "body.h"
 #include "errors.h"
 #include "native.h"

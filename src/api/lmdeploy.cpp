@@ -9,7 +9,8 @@
 namespace dsv3::api {
 namespace {
 
-Json lmdeploy_object(const GenerationState& state, const Choice& choice, std::string text, size_t first, bool logprobs) {
+Json lmdeploy_object(const GenerationState& state, const Choice& choice, std::string text, size_t first,
+                     bool logprobs) {
   Json ids = Json::array(), values = Json::array();
   for (size_t i = first; i < choice.tokens.size(); ++i) {
     ids.push_back(choice.tokens[i].id);
@@ -50,7 +51,8 @@ class WholeLmdeploy final : public Answer {
 
 class LmdeployStream final : public Answer {
  public:
-  LmdeployStream(bool logprobs, std::shared_ptr<Exchange> exchange) : logprobs_(logprobs), events_(std::move(exchange)) {}
+  LmdeployStream(bool logprobs, std::shared_ptr<Exchange> exchange)
+      : logprobs_(logprobs), events_(std::move(exchange)) {}
   void accepted(const GenerationState&) override { events_.begin(); }
   void progress(const GenerationState& state, const Progress& progress) override {
     std::string text;

@@ -17,7 +17,9 @@ std::string lower(std::string text) {
   return text;
 }
 
-std::string indexed(const std::string& path, size_t i) { return path + "[" + std::to_string(i) + "]"; }
+std::string indexed(const std::string& path, size_t i) {
+  return path + "[" + std::to_string(i) + "]";
+}
 
 Result<std::string> part_text(const Json& part, const std::string& path) {
   FieldReader reader(part, path);
@@ -169,8 +171,8 @@ void order_tool_results(Json& messages) {
     }
     size_t end = i + 1;
     for (; end < list.size() && list[end]["role"] == "tool"; ++end) {
-      usable = usable && list[end].contains("tool_call_id") &&
-               order.contains(list[end]["tool_call_id"].get<std::string>());
+      usable =
+          usable && list[end].contains("tool_call_id") && order.contains(list[end]["tool_call_id"].get<std::string>());
     }
     if (!usable) continue;
     std::stable_sort(list.begin() + static_cast<ptrdiff_t>(i) + 1, list.begin() + static_cast<ptrdiff_t>(end),
@@ -195,8 +197,8 @@ Status check_function_definition(const Json& function, const std::string& path) 
   (void)reader.boolean("strict");
   DSV3_TRY(reader.finish());
   if (!is_function_name(*name)) {
-    return invalid_value(path + ".name", "is " + describe(Json(*name)) +
-                                             ", allowed 1 to 64 letters, digits, underscores and hyphens");
+    return invalid_value(path + ".name",
+                         "is " + describe(Json(*name)) + ", allowed 1 to 64 letters, digits, underscores and hyphens");
   }
   return {};
 }

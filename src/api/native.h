@@ -6,8 +6,8 @@
 
 namespace dsv3::api {
 
-Status start_sglang(Call& call, const Json& body);                  // sglang.cpp
-Status start_lmdeploy(Call& call, const Json& body);                // lmdeploy.cpp
-Status start_lightllm(Call& call, const Json& body, bool stream);   // lightllm.cpp
+Status start_sglang(Call& call, const Json& body);                 // sglang.cpp
+Status start_lmdeploy(Call& call, const Json& body);               // lmdeploy.cpp
+Status start_lightllm(Call& call, const Json& body, bool stream);  // lightllm.cpp
 
 }  // namespace dsv3::api

@@ -29,8 +29,8 @@ void read_stop_sequences(FieldReader& reader, const ApiContext& context, Samplin
   const Json* value = reader.any("stop_sequences");
   if (value == nullptr) return;
   const std::string path = reader.path_of("stop_sequences");
-  const bool has_ids = value->is_array() && std::any_of(value->begin(), value->end(),
-                                                        [](const Json& entry) { return entry.is_array(); });
+  const bool has_ids = value->is_array() &&
+                       std::any_of(value->begin(), value->end(), [](const Json& entry) { return entry.is_array(); });
   if (!has_ids) {
     out.stop = read_stop(reader, "stop_sequences", context);
     return;

@@ -31,8 +31,8 @@ void read_response_format(FieldReader& reader) {
   if (type == "json_object" || type == "json_schema" || type == "structural_tag") {
     return reader.fail(unsupported_parameter("response_format", kNoGrammar));
   }
-  reader.fail(invalid_value("response_format.type",
-                            "is " + describe(Json(type)) + ", allowed text, json_object, json_schema"));
+  reader.fail(
+      invalid_value("response_format.type", "is " + describe(Json(type)) + ", allowed text, json_object, json_schema"));
 }
 
 }  // namespace

@@ -28,13 +28,16 @@ Json usage_json(const GenerationState& state) {
 
 Json finish_reason_json(const Choice& choice, bool legacy_functions) {
   switch (choice.finish) {
-    case FinishReason::kNone: return nullptr;
+    case FinishReason::kNone:
+      return nullptr;
     case FinishReason::kStop:
       if (choice.parser->has_tool_calls()) return legacy_functions ? "function_call" : "tool_calls";
       return "stop";
-    case FinishReason::kLength: return "length";
+    case FinishReason::kLength:
+      return "length";
     case FinishReason::kAbort:
-    case FinishReason::kError: return "abort";
+    case FinishReason::kError:
+      return "abort";
   }
   return nullptr;
 }
@@ -45,7 +48,9 @@ Json matched_stop_json(const Choice& choice) {
   return nullptr;
 }
 
-double finite_logprob(float logprob) { return std::isfinite(logprob) ? static_cast<double>(logprob) : -9999.0; }
+double finite_logprob(float logprob) {
+  return std::isfinite(logprob) ? static_cast<double>(logprob) : -9999.0;
+}
 
 std::string token_text(const Tokenizer& tokenizer, int32_t id) {
   const int32_t ids[] = {id};
@@ -96,7 +101,9 @@ void CompletionLogprobs::add(const SampledToken& token) {
   add_text(token.id, finite_logprob(token.logprob), std::move(top));
 }
 
-void CompletionLogprobs::add_first_prompt_token(int32_t id) { add_text(id, nullptr, nullptr); }
+void CompletionLogprobs::add_first_prompt_token(int32_t id) {
+  add_text(id, nullptr, nullptr);
+}
 
 void CompletionLogprobs::add_text(int32_t id, Json logprob, Json top) {
   tokens_.push_back(token_text(tokenizer_, id));

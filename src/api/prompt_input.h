@@ -10,7 +10,7 @@ namespace dsv3::api {
 
 struct PromptInput {
   std::vector<int32_t> ids;
-  std::string text;    ///< as the client sent it; empty for ids
+  std::string text;  ///< as the client sent it; empty for ids
   bool is_ids = false;
 };
 

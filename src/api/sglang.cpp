@@ -12,7 +12,7 @@ namespace dsv3::api {
 namespace {
 
 struct SglangFormat {
-  bool as_list = false;   ///< a batch, or n > 1
+  bool as_list = false;  ///< a batch, or n > 1
   bool logprobs = false;
   int32_t logprob_start = -1;  ///< -1: of outputs only
   bool logprob_text = false;
@@ -87,8 +87,8 @@ Result<SglangRequest> parse_sglang(const Json& body, const ApiContext& context) 
   out.stream = reader.boolean("stream").value_or(false);
   SglangFormat& format = out.format;
   format.logprobs = reader.boolean("return_logprob").value_or(false);
-  format.logprob_start = static_cast<int32_t>(
-      reader.integer("logprob_start_len", -1, std::numeric_limits<int32_t>::max()).value_or(-1));
+  format.logprob_start =
+      static_cast<int32_t>(reader.integer("logprob_start_len", -1, std::numeric_limits<int32_t>::max()).value_or(-1));
   format.top_logprobs =
       static_cast<int32_t>(reader.integer("top_logprobs_num", 0, context.config.max_logprobs).value_or(0));
   format.logprob_text = reader.boolean("return_text_in_logprobs").value_or(false);
@@ -143,7 +143,8 @@ class SglangMeta {
   static Json finish(const Choice& choice, const PromptJob& prompt) {
     Json out;
     switch (choice.finish) {
-      case FinishReason::kNone: return nullptr;
+      case FinishReason::kNone:
+        return nullptr;
       case FinishReason::kStop:
         out["type"] = "stop";
         out["matched"] = matched_stop_json(choice);
@@ -153,7 +154,8 @@ class SglangMeta {
         out["length"] = prompt.request.max_new_tokens;
         return out;
       case FinishReason::kAbort:
-      case FinishReason::kError: break;
+      case FinishReason::kError:
+        break;
     }
     out["type"] = "abort";
     out["message"] = "the request was aborted";
@@ -161,8 +163,8 @@ class SglangMeta {
   }
 
   Json entry(Json logprob, int32_t id) const {
-    return Json::array({std::move(logprob), id,
-                        format_.logprob_text ? Json(token_text(*context_->tokenizer, id)) : Json(nullptr)});
+    return Json::array(
+        {std::move(logprob), id, format_.logprob_text ? Json(token_text(*context_->tokenizer, id)) : Json(nullptr)});
   }
 
   Json top(const SampledToken& token) const {

@@ -10,8 +10,9 @@ namespace {
 /// The chat form takes the fields of a chat request that shape its prompt.
 Status tokenize_chat(const Json& body, const ApiContext& context, std::vector<int32_t>* ids) {
   Json chat = Json::object();
-  for (const char* key : {"model", "messages", "tools", "tool_choice", "chat_template", "chat_template_kwargs",
-                          "add_generation_prompt", "continue_final_message", "thinking", "reasoning", "reasoning_effort"}) {
+  for (const char* key :
+       {"model", "messages", "tools", "tool_choice", "chat_template", "chat_template_kwargs", "add_generation_prompt",
+        "continue_final_message", "thinking", "reasoning", "reasoning_effort"}) {
     if (body.contains(key)) chat[key] = body[key];
   }
   DSV3_ASSIGN(const ChatRequest request, parse_chat_request(chat, context));

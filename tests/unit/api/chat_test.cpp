@@ -159,7 +159,8 @@ TEST(Chat, ContextLimitIsExact) {
   EXPECT_EQ(send(2047, 1)->response.status, 200);
   EXPECT_EQ(h.engine.request(0).prompt_ids.size(), 2047u);
   EXPECT_EQ(send(2047, nullptr)->response.status, 200);
-  for (const auto& exchange : {send(2048, 1), send(2048, nullptr), send(2049, 1), send(2047, 2), send(10, 4'000'000'000)}) {
+  for (const auto& exchange :
+       {send(2048, 1), send(2048, nullptr), send(2049, 1), send(2047, 2), send(10, 4'000'000'000)}) {
     EXPECT_EQ(exchange->response.status, 400);
     const Json error = openai_error(*exchange);
     EXPECT_EQ(error["code"], "context_length_exceeded");
@@ -400,7 +401,8 @@ TEST(Chat, ThinkingSwitchOrder) {
     Json body = user_chat();
     body.update(Json::parse(text));
     ASSERT_EQ(h.post(kChat, body)->response.status, 200) << text;
-    EXPECT_EQ(h.chat_template->kwargs.contains("thinking") ? h.chat_template->kwargs["thinking"] : Json(), want) << text;
+    EXPECT_EQ(h.chat_template->kwargs.contains("thinking") ? h.chat_template->kwargs["thinking"] : Json(), want)
+        << text;
   }
   Harness on(config_with([](ApiConfig& c) { c.default_thinking = true; }));
   on.post(kChat, user_chat());
@@ -442,9 +444,11 @@ TEST(Chat, ContinuesTheFinalMessage) {
   };
   const std::string want = "<｜begin▁of▁sentence｜><user>q<assistant>Once upon";
   EXPECT_EQ(prompt_of(R"({"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"Once upon"}],
-                          "continue_final_message":true})"), want);
+                          "continue_final_message":true})"),
+            want);
   EXPECT_EQ(prompt_of(R"({"messages":[{"role":"user","content":"q"},
-                          {"role":"assistant","content":"Once upon","prefix":true}]})"), want);
+                          {"role":"assistant","content":"Once upon","prefix":true}]})"),
+            want);
   for (const char* bad : {R"({"messages":[{"role":"user","content":"q"}],"continue_final_message":true})",
                           R"({"messages":[{"role":"assistant","content":"a"}],"continue_final_message":true,
                               "add_generation_prompt":true})"}) {

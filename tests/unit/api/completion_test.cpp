@@ -75,8 +75,13 @@ TEST(Completion, EveryChunkHasText) {
 /// last, the same float in both places.
 TEST(Completion, EchoWithLogprobs) {
   Harness h;
-  const Json body = h.post(kPath, {{"prompt", Json::parse("[[104,105,106]]")}, {"temperature", 0}, {"max_tokens", 1},
-                                   {"logprobs", 1}, {"seed", 1234}, {"echo", true}})->json();
+  const Json body = h.post(kPath, {{"prompt", Json::parse("[[104,105,106]]")},
+                                   {"temperature", 0},
+                                   {"max_tokens", 1},
+                                   {"logprobs", 1},
+                                   {"seed", 1234},
+                                   {"echo", true}})
+                        ->json();
   EXPECT_EQ(h.engine.request(0).prompt_logprobs_from, 0);
   const Json& choice = body["choices"][0];
   EXPECT_EQ(choice["text"], "hijh");
@@ -145,11 +150,12 @@ TEST(Completion, LogprobsMapHoldsTheChosenToken) {
 /// Payloads of the load generators, as they send them (api.md 20.3, 21, 22, 23).
 TEST(Completion, LoadGeneratorPayloads) {
   Harness h;
-  for (const char* text : {
-           R"({"model":"tiny-v3","prompt":"x","temperature":0.0,"best_of":1,"max_tokens":8,"stream":true,"ignore_eos":true})",
-           R"({"model":"tiny-v3","prompt":"x","repetition_penalty":1.0,"max_tokens":8,"logprobs":null,"stream":true,
+  for (
+      const char* text :
+      {R"({"model":"tiny-v3","prompt":"x","temperature":0.0,"best_of":1,"max_tokens":8,"stream":true,"ignore_eos":true})",
+       R"({"model":"tiny-v3","prompt":"x","repetition_penalty":1.0,"max_tokens":8,"logprobs":null,"stream":true,
                "stream_options":{"include_usage":true},"ignore_eos":true})",
-           R"({"model":"/models/tiny-v3","prompt":"x","n":1,"ignore_eos":true,"max_tokens":8,"stream":true})"}) {
+       R"({"model":"/models/tiny-v3","prompt":"x","n":1,"ignore_eos":true,"max_tokens":8,"stream":true})"}) {
     const auto exchange = h.start("POST", kPath, text);
     ASSERT_TRUE(exchange->wait());
     ASSERT_TRUE(exchange->streaming) << exchange->response.body;

@@ -25,11 +25,17 @@ namespace dsv3::test {
 class FakeTokenizer final : public Tokenizer {
  public:
   FakeTokenizer() {
-    const std::pair<const char*, bool> added[] = {
-        {"<｜begin▁of▁sentence｜>", true}, {"<｜end▁of▁sentence｜>", true}, {"<think>", false}, {"</think>", false},
-        {"<｜tool▁calls▁begin｜>", false}, {"<｜tool▁calls▁end｜>", false}, {"<｜tool▁call▁begin｜>", false},
-        {"<｜tool▁call▁end｜>", false},    {"<｜tool▁sep｜>", false},       {"<｜User｜>", false},
-        {"<｜Assistant｜>", false}};
+    const std::pair<const char*, bool> added[] = {{"<｜begin▁of▁sentence｜>", true},
+                                                  {"<｜end▁of▁sentence｜>", true},
+                                                  {"<think>", false},
+                                                  {"</think>", false},
+                                                  {"<｜tool▁calls▁begin｜>", false},
+                                                  {"<｜tool▁calls▁end｜>", false},
+                                                  {"<｜tool▁call▁begin｜>", false},
+                                                  {"<｜tool▁call▁end｜>", false},
+                                                  {"<｜tool▁sep｜>", false},
+                                                  {"<｜User｜>", false},
+                                                  {"<｜Assistant｜>", false}};
     for (const auto& [text, special] : added) {
       added_.push_back({256 + static_cast<int32_t>(added_.size()), text, special});
     }
@@ -101,7 +107,8 @@ class FakeChatTemplate final : public ChatTemplate {
     RenderedPrompt out;
     out.text = "<｜begin▁of▁sentence｜>";
     for (const auto& message : request.messages) {
-      if (message["content"] == "raise") return Status(Code::kInvalidArgument, "messages: the template said no", "messages");
+      if (message["content"] == "raise")
+        return Status(Code::kInvalidArgument, "messages: the template said no", "messages");
       out.text.append("<").append(message["role"].get<std::string>()).append(">");
       const size_t begin = out.text.size();
       if (message["content"].is_string()) out.text += message["content"].get<std::string>();
@@ -160,8 +167,12 @@ class FakeExchange final : public Exchange {
     }
     if (callback) callback();
   }
-  bool wait() { return wait_for([this] { return done_; }); }
-  bool wait_chunks(size_t n) { return wait_for([this, n] { return chunks.size() >= n; }); }
+  bool wait() {
+    return wait_for([this] { return done_; });
+  }
+  bool wait_chunks(size_t n) {
+    return wait_for([this, n] { return chunks.size() >= n; });
+  }
   bool done() {
     std::lock_guard lock(mutex_);
     return done_;
@@ -266,7 +277,8 @@ class FakeEngine final : public Engine {
     }
     std::vector<SampledToken> prompt_logprobs;
     if (entry.request.prompt_logprobs_from >= 0 && choice == 0) {
-      for (size_t i = static_cast<size_t>(entry.request.prompt_logprobs_from) + 1; i < entry.request.prompt_ids.size(); ++i) {
+      for (size_t i = static_cast<size_t>(entry.request.prompt_logprobs_from) + 1; i < entry.request.prompt_ids.size();
+           ++i) {
         prompt_logprobs.push_back(sampled(entry.request.prompt_ids[i], entry.request.sampling.num_logprobs));
       }
     }
@@ -393,7 +405,9 @@ class FakeEngine final : public Engine {
   ExecutorLimits limits_;
 };
 
-inline std::vector<int32_t> bytes_of(std::string_view text) { return FakeTokenizer().encode(text, false); }
+inline std::vector<int32_t> bytes_of(std::string_view text) {
+  return FakeTokenizer().encode(text, false);
+}
 
 class Harness {
  public:

@@ -17,12 +17,11 @@ Json wrong_types(const Field& field) {
   Json all = Json::parse(R"(["text",true,7,7.5,{"odd":1},[[]]])");
   Json out = Json::array();
   for (const auto& value : all) {
-    const bool right = (field.kind == Field::kInt && value.is_number_integer()) ||
-                       (field.kind == Field::kNumber && value.is_number()) ||
-                       (field.kind == Field::kBool && value.is_boolean()) ||
-                       (field.kind == Field::kString && value.is_string()) ||
-                       (field.kind == Field::kObject && value.is_object()) ||
-                       (field.kind == Field::kArray && value.is_array());
+    const bool right =
+        (field.kind == Field::kInt && value.is_number_integer()) ||
+        (field.kind == Field::kNumber && value.is_number()) || (field.kind == Field::kBool && value.is_boolean()) ||
+        (field.kind == Field::kString && value.is_string()) || (field.kind == Field::kObject && value.is_object()) ||
+        (field.kind == Field::kArray && value.is_array());
     if (!right) out.push_back(value);
   }
   return out;
@@ -38,7 +37,8 @@ void check(Harness& h, const std::string& path, const Field& field, const std::s
   const auto send = [&](const Json& value) { return h.post(path, place(value)); };
   const auto expect_ok = [&](const Json& value) {
     const auto exchange = send(value);
-    EXPECT_EQ(exchange->response.status, 200) << path << " " << field.name << "=" << value << " " << exchange->response.body;
+    EXPECT_EQ(exchange->response.status, 200)
+        << path << " " << field.name << "=" << value << " " << exchange->response.body;
   };
   const auto expect_fault = [&](const Json& value, const char* code) {
     const auto exchange = send(value);
@@ -134,7 +134,8 @@ TEST(FieldRange, Completions) {
   Harness h;
   h.engine.output = {};
   std::vector<Field> fields(std::begin(kShared), std::end(kShared));
-  fields.insert(fields.end(), {{"max_tokens", Field::kInt, 0}, {"echo", Field::kBool}, {"add_special_tokens", Field::kBool}});
+  fields.insert(fields.end(),
+                {{"max_tokens", Field::kInt, 0}, {"echo", Field::kBool}, {"add_special_tokens", Field::kBool}});
   for (const auto& field : fields) {
     check(h, "/v1/completions", field, field.name, [&](const Json& value) {
       Json body = {{"prompt", "x"}};
@@ -202,18 +203,17 @@ TEST(FieldRange, Lightllm) {
 
 TEST(FieldRange, StopStrings) {
   Harness h;
-  const std::tuple<Json, int, const char*> cases[] = {
-      {"x", 200, ""},
-      {Json::array(), 200, ""},
-      {std::vector<std::string>(16, "x"), 200, ""},
-      {std::vector<std::string>(17, "x"), 400, "stop"},
-      {"", 400, "stop"},
-      {Json::array({"a", ""}), 400, "stop[1]"},
-      {Json::array({"a", 5}), 400, "stop[1]"},
-      {5, 400, "stop"},
-      {Json::object(), 400, "stop"},
-      {std::string(256, 'x'), 200, ""},
-      {std::string(257, 'x'), 400, "stop"}};
+  const std::tuple<Json, int, const char*> cases[] = {{"x", 200, ""},
+                                                      {Json::array(), 200, ""},
+                                                      {std::vector<std::string>(16, "x"), 200, ""},
+                                                      {std::vector<std::string>(17, "x"), 400, "stop"},
+                                                      {"", 400, "stop"},
+                                                      {Json::array({"a", ""}), 400, "stop[1]"},
+                                                      {Json::array({"a", 5}), 400, "stop[1]"},
+                                                      {5, 400, "stop"},
+                                                      {Json::object(), 400, "stop"},
+                                                      {std::string(256, 'x'), 200, ""},
+                                                      {std::string(257, 'x'), 400, "stop"}};
   for (const auto& [stop, status, param] : cases) {
     Json body = user_chat();
     body["stop"] = stop;
@@ -232,9 +232,9 @@ TEST(FieldRange, LogitBiasKeys) {
     body["logit_bias"] = Json::parse(good);
     EXPECT_EQ(h.post("/v1/chat/completions", body)->response.status, 200) << good;
   }
-  for (const char* bad : {R"({"300":0})", R"({"-1":0})", R"({"":0})", R"({"a":0})", R"({"1x":0})", R"({" 1":0})",
-                          R"({"01":0})", R"({"99999999999999999999":0})", R"({"1":101})", R"({"1":-100.5})", R"({"1":"x"})",
-                          R"({"1":null})"}) {
+  for (const char* bad :
+       {R"({"300":0})", R"({"-1":0})", R"({"":0})", R"({"a":0})", R"({"1x":0})", R"({" 1":0})", R"({"01":0})",
+        R"({"99999999999999999999":0})", R"({"1":101})", R"({"1":-100.5})", R"({"1":"x"})", R"({"1":null})"}) {
     Json body = user_chat();
     body["logit_bias"] = Json::parse(bad);
     const auto exchange = h.post("/v1/chat/completions", body);

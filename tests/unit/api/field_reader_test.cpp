@@ -44,7 +44,9 @@ TEST(FieldReader, IntegersAreExact) {
 }
 
 TEST(FieldReader, MessagesNameFieldSeenAndAllowed) {
-  const auto fault = status_of({{"temperature", 999999}}, [](FieldReader& r) { (void)r.number("temperature", {0, 2}); });
+  const auto fault = status_of({{"temperature", 999999}}, [](FieldReader& r) {
+    (void)r.number("temperature", {0, 2});
+  });
   EXPECT_EQ(fault.message(), "temperature is 999999, allowed 0 to 2");
   EXPECT_EQ(fault.param(), "temperature");
   const auto open = status_of({{"min", 0}}, [](FieldReader& r) { (void)r.number("min", {0, 2, true}); });

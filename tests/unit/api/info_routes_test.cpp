@@ -85,9 +85,11 @@ TEST(Info, TokenizeAndBack) {
   const Json back = h.post("/detokenize", {{"tokens", text["tokens"]}})->json();
   EXPECT_EQ(back["text"], "aé");
   EXPECT_EQ(back["prompt"], "aé");
-  EXPECT_EQ(h.post("/detokenize", {{"tokens", Json::parse("[[97],[98]]")}})->json()["text"], Json::parse(R"(["a","b"])"));
+  EXPECT_EQ(h.post("/detokenize", {{"tokens", Json::parse("[[97],[98]]")}})->json()["text"],
+            Json::parse(R"(["a","b"])"));
   EXPECT_EQ(h.post("/detokenize", {{"tokens", Json::array()}})->json()["text"], "");
-  for (const char* bad : {R"({})", R"({"tokens":"x"})", R"({"tokens":[-1]})", R"({"tokens":[99999]})", R"({"tokens":[[1],2]})"}) {
+  for (const char* bad :
+       {R"({})", R"({"tokens":"x"})", R"({"tokens":[-1]})", R"({"tokens":[99999]})", R"({"tokens":[[1],2]})"}) {
     EXPECT_EQ(h.post("/detokenize", Json::parse(bad))->response.status, 400) << bad;
   }
   for (const char* bad : {R"({})", R"({"prompt":5})", R"({"prompt":[5]})", R"({"prompt":"x","messages":[]})"}) {

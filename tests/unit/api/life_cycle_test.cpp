@@ -28,7 +28,8 @@ TEST(LifeCycle, ClientLeavingCancels) {
       exchange->leave();
       ASSERT_TRUE(h.engine.wait_cancelled(1));
       EXPECT_EQ(h.engine.cancelled[0], (std::pair<uint64_t, int32_t>(100, -1)));
-      for (int i = 0; i < 1000 && h.engine.num_running() > 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      for (int i = 0; i < 1000 && h.engine.num_running() > 0; ++i)
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
       EXPECT_EQ(h.engine.num_running(), 0u);
       EXPECT_FALSE(exchange->done()) << "nobody is there to be answered";
     }
@@ -102,7 +103,8 @@ TEST(LifeCycle, BatchIsAllOrNothing) {
     Harness h;
     h.engine.manual = true;
     h.engine.refuse_from = 2;
-    const auto exchange = h.start("POST", "/v1/completions", Json({{"prompt", {"a", "b", "c"}}, {"stream", stream}}).dump());
+    const auto exchange =
+        h.start("POST", "/v1/completions", Json({{"prompt", {"a", "b", "c"}}, {"stream", stream}}).dump());
     ASSERT_TRUE(exchange->wait());
     EXPECT_EQ(exchange->response.status, 429);
     EXPECT_FALSE(exchange->streaming);
@@ -221,12 +223,14 @@ TEST(LifeCycle, LeavingAtRandomLeavesNothingBehind) {
     const uint64_t leave_at = next(8);
     ASSERT_TRUE(h.engine.wait_submitted(1));
     std::thread player([&] {
-      for (int i = 0; i < 6; ++i) h.engine.emit(100, letter(i == 5 ? 'z' : 'a', i == 5 ? FinishReason::kLength : FinishReason::kNone));
+      for (int i = 0; i < 6; ++i)
+        h.engine.emit(100, letter(i == 5 ? 'z' : 'a', i == 5 ? FinishReason::kLength : FinishReason::kNone));
     });
     for (uint64_t i = 0; i < leave_at; ++i) std::this_thread::yield();
     exchange->leave();
     player.join();
-    for (int i = 0; i < 2000 && h.engine.num_running() > 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    for (int i = 0; i < 2000 && h.engine.num_running() > 0; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
     ASSERT_EQ(h.engine.num_running(), 0u);
     h.engine.forget();
   }

@@ -20,8 +20,9 @@ Status fault(const Json& messages) {
 }
 
 TEST(Messages, PartsAreJoinedByNewlines) {
-  EXPECT_EQ(normal(R"([{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}])")[0]["content"],
-            "a\nb");
+  EXPECT_EQ(
+      normal(R"([{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}])")[0]["content"],
+      "a\nb");
   EXPECT_EQ(normal(R"([{"role":"user","content":[{"type":"text","text":" a "}]}])")[0]["content"], " a ");
   EXPECT_EQ(normal(R"([{"role":"user","content":[]}])")[0]["content"], "");
 }

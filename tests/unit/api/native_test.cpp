@@ -7,7 +7,8 @@ namespace {
 TEST(Sglang, WholeAnswer) {
   Harness h;
   h.engine.cached_tokens = 1;
-  const Json out = h.post("/generate", {{"text", "ab"}, {"rid", "mine"}, {"sampling_params", {{"temperature", 0}}}})->json();
+  const Json out =
+      h.post("/generate", {{"text", "ab"}, {"rid", "mine"}, {"sampling_params", {{"temperature", 0}}}})->json();
   EXPECT_EQ(out["text"], "hello");
   EXPECT_EQ(out["output_ids"].size(), 6u);
   const Json& meta = out["meta_info"];
@@ -24,9 +25,14 @@ TEST(Sglang, WholeAnswer) {
 
 TEST(Sglang, StreamIsCumulative) {
   Harness h;
-  const auto events = h.post("/generate", {{"text", "x"}, {"sampling_params", {{"max_new_tokens", 3}}}, {"stream", true},
-                                           {"lora_path", nullptr}, {"return_logprob", false}, {"logprob_start_len", -1},
-                                           {"return_routed_experts", false}})->events();
+  const auto events = h.post("/generate", {{"text", "x"},
+                                           {"sampling_params", {{"max_new_tokens", 3}}},
+                                           {"stream", true},
+                                           {"lora_path", nullptr},
+                                           {"return_logprob", false},
+                                           {"logprob_start_len", -1},
+                                           {"return_routed_experts", false}})
+                          ->events();
   ASSERT_EQ(events.size(), 3u);
   const char* want[] = {"h", "he", "hel"};
   for (size_t i = 0; i < 3; ++i) {
@@ -43,8 +49,11 @@ TEST(Sglang, BatchesAndChoices) {
   h.engine.script = [](const GenerationRequest& r, int32_t choice) {
     return std::vector<int32_t>{r.prompt_ids.back(), '0' + choice};
   };
-  const Json batch = h.post("/generate", {{"text", {"x", "y"}}, {"rid", {"r0", "r1"}},
-                                          {"sampling_params", Json::parse(R"([{"max_new_tokens":1},{"max_new_tokens":2}])")}})->json();
+  const Json batch =
+      h.post("/generate", {{"text", {"x", "y"}},
+                           {"rid", {"r0", "r1"}},
+                           {"sampling_params", Json::parse(R"([{"max_new_tokens":1},{"max_new_tokens":2}])")}})
+          ->json();
   ASSERT_EQ(batch.size(), 2u);
   EXPECT_EQ(batch[0]["text"], "x");
   EXPECT_EQ(batch[1]["text"], "y0");
@@ -83,9 +92,13 @@ TEST(Sglang, StopIsCutAndNamed) {
 
 TEST(Sglang, Logprobs) {
   Harness h;
-  const Json out = h.post("/generate", {{"input_ids", {65, 66, 67}}, {"return_logprob", true}, {"logprob_start_len", 0},
-                                        {"top_logprobs_num", 1}, {"return_text_in_logprobs", true},
-                                        {"sampling_params", {{"max_new_tokens", 1}}}})->json();
+  const Json out = h.post("/generate", {{"input_ids", {65, 66, 67}},
+                                        {"return_logprob", true},
+                                        {"logprob_start_len", 0},
+                                        {"top_logprobs_num", 1},
+                                        {"return_text_in_logprobs", true},
+                                        {"sampling_params", {{"max_new_tokens", 1}}}})
+                       ->json();
   const Json& meta = out["meta_info"];
   ASSERT_EQ(meta["input_token_logprobs"].size(), 3u);
   EXPECT_EQ(meta["input_token_logprobs"][0], Json::parse(R"([null,65,"A"])"));
@@ -142,14 +155,18 @@ TEST(Sglang, FaultsNameTheField) {
 
 TEST(Lightllm, WholeAnswer) {
   Harness h;
-  const Json out = h.post("/generate", {{"inputs", "ab"}, {"parameters", {{"max_new_tokens", 17}, {"frequency_penalty", 1}}}})->json();
+  const Json out =
+      h.post("/generate", {{"inputs", "ab"}, {"parameters", {{"max_new_tokens", 17}, {"frequency_penalty", 1}}}})
+          ->json();
   EXPECT_EQ(out["generated_text"], Json::array({"hello"}));
   EXPECT_EQ(out["count_output_tokens"], 6);
   EXPECT_EQ(out["finish_reason"], "stop");
   EXPECT_EQ(out["prompt_tokens"], 3);
   EXPECT_FALSE(out.contains("tokens"));
   EXPECT_TRUE(h.engine.request(0).sampling.greedy()) << "do_sample is false by default";
-  const Json two = h.post("/generate", {{"inputs", "ab"}, {"parameters", {{"n", 2}, {"do_sample", true}, {"return_details", true}}}})->json();
+  const Json two =
+      h.post("/generate", {{"inputs", "ab"}, {"parameters", {{"n", 2}, {"do_sample", true}, {"return_details", true}}}})
+          ->json();
   EXPECT_EQ(two["generated_text"].size(), 2u);
   EXPECT_EQ(two["count_output_tokens"], Json::parse("[6,6]"));
   EXPECT_EQ(two["finish_reason"], Json::parse(R"(["stop","stop"])"));
@@ -164,7 +181,9 @@ TEST(Lightllm, StreamIsOneLinePerToken) {
     Harness h;
     h.engine.tokens_per_update = grouped;
     h.engine.output = bytes_of("aé🙂");
-    const auto exchange = h.post("/generate_stream", {{"inputs", "x"}, {"parameters", {{"do_sample", false}, {"max_new_tokens", 7}, {"ignore_eos", true}}}});
+    const auto exchange =
+        h.post("/generate_stream",
+               {{"inputs", "x"}, {"parameters", {{"do_sample", false}, {"max_new_tokens", 7}, {"ignore_eos", true}}}});
     EXPECT_EQ(exchange->chunks.size(), 7u) << "one event per token and no [DONE]";
     std::string text;
     for (size_t i = 0; i < exchange->chunks.size(); ++i) {
@@ -184,7 +203,8 @@ TEST(Lightllm, StreamIsOneLinePerToken) {
 TEST(Lightllm, StopSequencesInThreeForms) {
   Harness h;
   const auto text = [&](Json stop) {
-    return h.post("/generate", {{"inputs", "x"}, {"parameters", {{"stop_sequences", std::move(stop)}}}})->json()["generated_text"][0];
+    return h.post("/generate", {{"inputs", "x"}, {"parameters", {{"stop_sequences", std::move(stop)}}}})
+        ->json()["generated_text"][0];
   };
   EXPECT_EQ(text("ll"), "he");
   EXPECT_EQ(text({"zz", "lo"}), "hel");
@@ -218,7 +238,8 @@ TEST(Generate, FormsAreToldApart) {
   EXPECT_TRUE(status(R"({"inputs":"x"})").second.contains("generated_text"));
   EXPECT_TRUE(status(R"({"text":"x"})").second.contains("meta_info"));
   EXPECT_TRUE(status(R"({"input_ids":[65]})").second["meta_info"].contains("cached_tokens")) << "SGLang";
-  EXPECT_FALSE(status(R"({"input_ids":[65],"max_tokens":2})").second["meta_info"].contains("cached_tokens")) << "LMDeploy";
+  EXPECT_FALSE(status(R"({"input_ids":[65],"max_tokens":2})").second["meta_info"].contains("cached_tokens"))
+      << "LMDeploy";
   EXPECT_EQ(status(R"({"prompt":"x","sampling_params":{}})").first, 400);
 }
 

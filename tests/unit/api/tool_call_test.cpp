@@ -68,8 +68,10 @@ TEST(ToolCalls, StreamAndWholeAgree) {
   using Calls = std::vector<std::pair<std::string, std::string>>;
   const std::tuple<std::string, std::string, Calls, std::string> cases[] = {
       {kBegin + call("f", R"({"k": 1})") + kEnd, "", {{"f", R"({"k": 1})"}}, "tool_calls"},
-      {"let me see" + std::string(kBegin) + call("f", "{}") + call("g", R"({"é":"🙂"})") + kEnd, "let me see",
-       {{"f", "{}"}, {"g", R"({"é":"🙂"})"}}, "tool_calls"},
+      {"let me see" + std::string(kBegin) + call("f", "{}") + call("g", R"({"é":"🙂"})") + kEnd,
+       "let me see",
+       {{"f", "{}"}, {"g", R"({"é":"🙂"})"}},
+       "tool_calls"},
       {"no call at all", "no call at all", {}, "stop"}};
   for (const auto& [text, content, calls, finish] : cases) {
     for (const size_t grouped : {1u, 3u, 1000u}) {
