@@ -92,7 +92,7 @@ void add_memory_flags(FlagTable& t, ServerOptions& o, FlagValues& v) {
           }
           DSV3_ASSIGN(v.chunked_prefill, parse_integer(flag, values.back(), 1, 1 << 20));
           return {};
-        }); -1: whole prompts; default 2048", &v.chunked_prefill, -1, 1 << 20);
+        });
   t.integer("lookahead", "0|1", "1: plan a step while the one before runs", &o.engine.lookahead, 0, 1);
   t.choice("schedule-policy", "fcfs|priority", "both: higher `priority` first, then first come, first served",
            Words<std::string>{{"fcfs", ""}, {"priority", ""}}, &v.ignored);
