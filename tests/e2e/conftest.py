@@ -70,7 +70,7 @@ def serve(binary, tiny, tmp_path_factory):
         server = Server(binary, tiny, tmp_path_factory.mktemp("serve"), *flags, **kwargs)
         try:
             yield server
-            if server.process.poll() is None:
+            if not server.ended:
                 server.stop()
         finally:
             server.kill()

@@ -43,6 +43,7 @@ class Server:
             self.process = subprocess.Popen([binary, model, "--port", str(port), *self.args], stdout=subprocess.DEVNULL, stderr=log)
         self.port = port
         self.session = requests.Session()
+        self.ended = False  # a test has seen the end of the process and judged it
         if port == 0:
             try:
                 self.port = self.wait_for("ready", 120)["port"]
@@ -133,7 +134,9 @@ class Server:
 
     def wait_exit(self, seconds=30):
         try:
-            return self.process.wait(timeout=seconds)
+            code = self.process.wait(timeout=seconds)
+            self.ended = True
+            return code
         except subprocess.TimeoutExpired:
             raise AssertionError(f"dsv3-serve did not end within {seconds} s:\n{self.log()[-3000:]}") from None
 
