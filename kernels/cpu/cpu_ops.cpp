@@ -136,12 +136,12 @@ class CpuOps final : public Ops {
 
   void rms_norm(int64_t rows, Tensor x, const Tensor& gain, float eps, Tensor out, Tensor quantised) override {
     const int64_t cols = x.cols;
-    for (int64_t r = 0; r < rows; ++r) {
+    for_rows(rows, [&](int64_t r) {
       normalise(x.f32(r), gain.f32(), eps, out.f32(r), cols);
-      if (quantised.data == nullptr) continue;
+      if (quantised.data == nullptr) return;
       std::memcpy(quantised.f32(r), out.f32(r), static_cast<size_t>(cols) * sizeof(float));
       round_to_fp8(quantised.f32(r), cols, kQuantGroup, options_.ue8m0);
-    }
+    });
   }
 
   void linear(int64_t rows, const Tensor& x, const Linear& weight, Tensor y) override {
@@ -151,13 +151,14 @@ class CpuOps final : public Ops {
 
   void silu_mul(int64_t rows, const Tensor& gate_up, const Linear& next, Tensor out) override {
     const int64_t width = gate_up.cols / 2;
-    for (int64_t r = 0; r < rows; ++r) simd().silu_mul(gate_up.f32(r), gate_up.f32(r) + width, out.f32(r), width);
+    for_rows(rows,
+             [&](int64_t r) { simd().silu_mul(gate_up.f32(r), gate_up.f32(r) + width, out.f32(r), width); });
     quantise(rows, out, next);
   }
 
   void quantise(int64_t rows, Tensor x, const Linear& next) override {
     if (!options_.w8a8 || !next.fp8) return;
-    for (int64_t r = 0; r < rows; ++r) round_to_fp8(x.f32(r), x.cols, kQuantGroup, options_.ue8m0);
+    for_rows(rows, [&](int64_t r) { round_to_fp8(x.f32(r), x.cols, kQuantGroup, options_.ue8m0); });
   }
 
   void rope_and_cache(const Batch& batch, const AttentionShape& shape, int64_t cache_layer, Tensor q,
@@ -166,7 +167,8 @@ class CpuOps final : public Ops {
     if (!rotation_ready_) compute_rotation(batch, shape);
     for (const auto& segment : batch.segments) {
       const auto& blocks = slots_.at(segment.slot).blocks;
-      for (int64_t r = segment.row_begin; r < segment.row_begin + segment.rows; ++r) {
+      for_rows(segment.rows, [&](int64_t i) {
+        const int64_t r = segment.row_begin + i;
         const float* turn = rotation_.data() + r * shape.rope;
         for (int64_t h = 0; h < shape.heads; ++h) {
           rotate(q.f32(r) + h * (shape.nope + shape.rope) + shape.nope, turn, half);
@@ -177,7 +179,7 @@ class CpuOps final : public Ops {
         normalise(kv_a.f32(r), gain.f32(), eps, row, shape.latent);
         std::memcpy(row + shape.latent, kv_a.f32(r) + shape.latent, static_cast<size_t>(shape.rope) * sizeof(float));
         rotate(row + shape.latent, turn, half);
-      }
+      });
     }
   }
 
@@ -197,9 +199,9 @@ class CpuOps final : public Ops {
 
   void route(int64_t rows, const GateShape& gate, const Tensor& logits, const Tensor& bias, Tensor ids,
              Tensor weights) override {
-    for (int64_t r = 0; r < rows; ++r) {
+    for_rows(rows, [&](int64_t r) {
       route_row(gate, logits.f32(r), bias.data != nullptr ? bias.f32() : nullptr, ids.i32(r), weights.f32(r));
-    }
+    });
   }
 
   void experts(int64_t rows, const Tensor& x, const Tensor& x_fp8, const Experts& experts, const Tensor& ids,
@@ -220,7 +222,7 @@ class CpuOps final : public Ops {
   }
 
   void add(int64_t rows, Tensor a, const Tensor& b) override {
-    for (int64_t r = 0; r < rows; ++r) simd().axpy(1.0f, b.f32(r), a.f32(r), a.cols);
+    for_rows(rows, [&](int64_t r) { simd().axpy(1.0f, b.f32(r), a.f32(r), a.cols); });
   }
 
   std::vector<SegmentResult> sample(const Batch& batch, const Tensor& logits) override;
@@ -244,6 +246,12 @@ class CpuOps final : public Ops {
   }
 
  private:
+  /// body(r) for each row, on all threads where there are enough rows to pay for waking them.
+  template <class Body>
+  void for_rows(int64_t rows, Body&& body) {
+    cpu::for_rows(pool_, rows, body);
+  }
+
   std::span<const float> row_of(const Tensor& logits, int64_t row) const {
     return {logits.f32(row), static_cast<size_t>(limits_.vocab)};
   }
@@ -261,7 +269,7 @@ class CpuOps final : public Ops {
   /// cos and sin of every row's position, interleaved, once for all layers of a batch.
   void compute_rotation(const Batch& batch, const AttentionShape& shape) {
     rotation_.resize(static_cast<size_t>(batch.rows * shape.rope));
-    for (int64_t r = 0; r < batch.rows; ++r) {
+    for_rows(batch.rows, [&](int64_t r) {
       float* turn = rotation_.data() + r * shape.rope;
       const double position = batch.positions[static_cast<size_t>(r)];
       for (int64_t i = 0; i < shape.rope / 2; ++i) {
@@ -269,7 +277,7 @@ class CpuOps final : public Ops {
         turn[2 * i] = static_cast<float>(std::cos(angle)) * shape.rope_cos_factor;
         turn[2 * i + 1] = static_cast<float>(std::sin(angle)) * shape.rope_cos_factor;
       }
-    }
+    });
     rotation_ready_ = true;
   }
 

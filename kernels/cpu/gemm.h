@@ -1,6 +1,7 @@
 // Float32 matrix products against weights that were packed once, at load.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -32,5 +33,19 @@ void gemm(ForkJoin& pool, int64_t rows, const float* x, int64_t x_stride, const 
 /// The columns [panel * kPanelCols, ...) of the same product, on the calling thread; `y` points at the first of them.
 void gemm_panel(int64_t rows, const float* x, int64_t x_stride, const PackedMatrix& w, int64_t panel, float* y,
                 int64_t y_stride);
+
+/// body(r) for each row in [0, rows), on all threads of the pool where there are enough rows to pay for waking them.
+template <class Body>
+void for_rows(ForkJoin& pool, int64_t rows, Body&& body) {
+  constexpr int64_t kRowsPerTask = 32;
+  if (rows < 2 * kRowsPerTask) {
+    for (int64_t r = 0; r < rows; ++r) body(r);
+    return;
+  }
+  pool.run((rows + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task) {
+    const int64_t end = std::min((task + 1) * kRowsPerTask, rows);
+    for (int64_t r = task * kRowsPerTask; r < end; ++r) body(r);
+  });
+}
 
 }  // namespace dsv3::cpu

@@ -117,11 +117,11 @@ void run_experts(ForkJoin& pool, int64_t rows, const Tensor& x, const CpuExperts
                   static_cast<size_t>(hidden) * sizeof(float));
     }
   });
-  for (int64_t r = 0; r < rows; ++r) {
+  for_rows(pool, rows, [&](int64_t r) {
     for (int64_t k = 0; k < top_k; ++k) {
       simd().axpy(weights.f32(r)[k], scratch.data() + (r * top_k + k) * hidden, out.f32(r), hidden);
     }
-  }
+  });
 }
 
 }  // namespace dsv3::cpu

@@ -2,7 +2,12 @@
 
 #include <pthread.h>
 
+#include "dsv3/base/clock.h"
+
 namespace dsv3 {
+namespace {
+constexpr int64_t kLookOutUs = 50;  // how long a fork-join helper looks out for work before it sleeps
+}
 
 void set_thread_name(const std::string& name) { pthread_setname_np(pthread_self(), name.substr(0, 15).c_str()); }
 
@@ -117,8 +122,10 @@ void ForkJoin::run(int64_t n, const std::function<void(int64_t)>& body) {
 
 void ForkJoin::work() {
   uint64_t seen = 0;
-  std::unique_lock lock(mutex_);
   while (true) {
+    const int64_t give_up_us = now_us() + kLookOutUs;
+    while (generation_.load(std::memory_order_relaxed) == seen && now_us() < give_up_us) std::this_thread::yield();
+    std::unique_lock lock(mutex_);
     wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
     if (stopping_) return;
     seen = generation_;

@@ -263,6 +263,7 @@ bool EngineImpl::serve_once() {
   } else if (Status status = scheduler_.complete(std::move(result).value(), now); !status.ok()) {
     fail(status);
   }
+  if (!scheduler_.has_work()) hand_out();  // no next step to hurry for
   return true;
 }
 

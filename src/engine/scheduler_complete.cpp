@@ -12,6 +12,7 @@ Status Scheduler::complete(StepResult result, int64_t now_us) {
   in_flight_.pop_front();
   DSV3_TRY(check_result(step, result));
   ++totals_.steps;
+  deliveries_.reserve(deliveries_.size() + step.items.size());
   for (size_t i = 0; i < step.items.size(); ++i) settle(step.items[i], std::move(result.outputs[i]), now_us);
   if (observer_) {
     observer_->on_step(static_cast<double>(result.elapsed_us) * 1e-6, step.prefill_rows, step.decode_rows);
@@ -91,10 +92,10 @@ void Scheduler::take_tokens(Sequence* sequence, SlotOutput* output, TokenUpdate*
     update->finish = FinishReason::kLength;
     return;
   }
-  for (SampledToken& token : output->tokens) {
-    const int32_t id = token.id;
+  update->tokens = std::move(output->tokens);
+  for (size_t i = 0; i < update->tokens.size(); ++i) {
+    const int32_t id = update->tokens[i].id;
     sequence->output.push_back(id);
-    update->tokens.push_back(std::move(token));
     const auto generated = static_cast<int64_t>(sequence->output.size());
     if (generated > body.sampling.min_tokens &&
         std::find(body.stop_ids.begin(), body.stop_ids.end(), id) != body.stop_ids.end()) {
@@ -103,7 +104,7 @@ void Scheduler::take_tokens(Sequence* sequence, SlotOutput* output, TokenUpdate*
     } else if (generated == body.max_new_tokens) {
       update->finish = FinishReason::kLength;
     }
-    if (update->finish != FinishReason::kNone) break;
+    if (update->finish != FinishReason::kNone) update->tokens.resize(i + 1);  // what follows is nobody's
   }
   count_drafts(*output, update);
   const auto taken = static_cast<int64_t>(update->tokens.size());

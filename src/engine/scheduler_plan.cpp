@@ -56,7 +56,6 @@ void Scheduler::plan_decode(Sequence* sequence, int32_t drafts, StepPlan* plan, 
   if (!grow(sequence, sequence->length() + sequence->pending_max + max_drafts)) return;
   grant_blocks(sequence, plan);
   plan->decodes.push_back({sequence->slot, max_drafts});
-  sequence->last_decode_step = next_step_;
   Item item = make_item(sequence);
   item.min_tokens = 1;
   item.max_tokens = 1 + max_drafts;
@@ -66,14 +65,15 @@ void Scheduler::plan_decode(Sequence* sequence, int32_t drafts, StepPlan* plan, 
   step->decode_rows += 1 + max_drafts;
 }
 
-/// Leaves at most `max_rows` sequences in decodable_: those whose last turn is longest ago. Keeps the rank order.
+/// Leaves at most `max_rows` sequences in decodable_, by rank. If that is not all, they take turns.
 void Scheduler::select_decodes(int32_t max_rows) {
   const auto keep = static_cast<size_t>(max_rows);
   if (decodable_.size() <= keep) return;
   std::stable_sort(decodable_.begin(), decodable_.end(), [](const Sequence* a, const Sequence* b) {
-    return a->last_decode_step < b->last_decode_step;
+    return a->last_turn < b->last_turn;
   });
   decodable_.resize(keep);
+  for (Sequence* sequence : decodable_) sequence->last_turn = ++turns_;
   std::sort(decodable_.begin(), decodable_.end(), RankOrder{});
 }
 

@@ -43,7 +43,7 @@ struct Sequence {
   int32_t cached_rows = 0;        ///< SlotBegin::cached_tokens
   int32_t planned_rows = 0;       ///< rows of begin_tokens that are cached or planned
   int32_t computed_rows = 0;      ///< rows known to be right
-  uint64_t last_decode_step = 0;
+  uint64_t last_turn = 0;         ///< among decodes that do not fit one step
 
   // While waiting.
   int32_t preemptions = 0;

@@ -52,9 +52,9 @@ Result<Merges> Merges::build(const std::array<int32_t, 256>& byte_ids, std::span
     if (placed || duplicate < merges.size()) break;
   }
   if (duplicate < merges.size()) {
-    return Status(Code::kBadModelFile, "model.merges[" + std::to_string(duplicate) + "] merges a pair a second time");
+    return Status(Code::kBadModelFile, "tokenizer.json: model.merges[" + std::to_string(duplicate) + "] merges a pair a second time");
   }
-  if (!placed) return Status(Code::kBadModelFile, "model.merges: pairs chosen to collide");
+  if (!placed) return Status(Code::kBadModelFile, "tokenizer.json: model.merges has pairs that collide too often");
 
   made.byte_pair_ranks_.resize(256 * 256);
   for (size_t left = 0; left < 256; ++left) {
@@ -125,36 +125,52 @@ void Merges::encode_short(std::string_view piece, std::vector<int32_t>& ids) con
   ids.insert(ids.end(), symbols, symbols + count);
 }
 
-// A linked list of symbols and a heap of pairs by (rank, position). A pair that changed leaves its old entry in the
-// heap; it no longer agrees with ranks[] and is passed over. Every merge adds two entries at most: n log n.
+// A linked list of symbols and a heap of pairs by (rank, position). Only a pair that goes before both its neighbours
+// waits in the heap: the first of all pairs is always such a one, and the heap stays small and in cache. A pair that
+// changed leaves its old entry behind; it no longer agrees with ranks[] and is passed over. A merge adds four entries
+// at most, so this is n log n.
 void Merges::encode_long(std::string_view piece, Scratch& scratch, std::vector<int32_t>& ids) const {
   DSV3_CHECK(piece.size() < std::numeric_limits<uint32_t>::max(), "piece too long for 32-bit positions");
   constexpr uint32_t kEnd = std::numeric_limits<uint32_t>::max();
   const auto count = static_cast<uint32_t>(piece.size());
-  auto& [symbols, ranks, next, previous, heap] = scratch;
+  std::vector<int32_t>& symbols = scratch.ids;
+  std::vector<uint32_t>& ranks = scratch.ranks;
+  std::vector<uint32_t>& next = scratch.next;
+  std::vector<uint32_t>& previous = scratch.previous;
+  std::vector<uint64_t>& heap = scratch.heap;
   symbols.resize(count);
   ranks.resize(count);
   next.resize(count);
   previous.resize(count);
   heap.clear();
 
-  const auto entry = [](uint32_t rank, uint32_t at) { return static_cast<uint64_t>(rank) << 32 | at; };
+  // ranks[i] is that of the pair that symbols[i] begins; equal ranks go from left to right.
+  const auto goes_before_neighbours = [&](uint32_t at) {
+    const uint32_t rank = ranks[at];
+    return rank != kNoRank && (previous[at] == kEnd || ranks[previous[at]] > rank) &&
+           (next[at] == kEnd || ranks[next[at]] >= rank);
+  };
+  const auto entry = [&](uint32_t at) { return static_cast<uint64_t>(ranks[at]) << 32 | at; };
+  const auto offer = [&](uint32_t at) {
+    if (!goes_before_neighbours(at)) return;
+    heap.push_back(entry(at));
+    std::push_heap(heap.begin(), heap.end(), std::greater<>());
+  };
+  const auto set_rank = [&](uint32_t at) {
+    ranks[at] = next[at] == kEnd ? kNoRank : rank(symbols[at], symbols[next[at]]);
+  };
+
   for (uint32_t i = 0; i < count; ++i) {
     const bool last = i + 1 == count;
     symbols[i] = byte_ids_[static_cast<unsigned char>(piece[i])];
     ranks[i] = last ? kNoRank : byte_pair_rank(piece[i], piece[i + 1]);
     next[i] = last ? kEnd : i + 1;
     previous[i] = i == 0 ? kEnd : i - 1;
-    if (ranks[i] != kNoRank) heap.push_back(entry(ranks[i], i));
+  }
+  for (uint32_t i = 0; i < count; ++i) {
+    if (goes_before_neighbours(i)) heap.push_back(entry(i));
   }
   std::make_heap(heap.begin(), heap.end(), std::greater<>());
-
-  const auto set_rank = [&](uint32_t at) {
-    ranks[at] = next[at] == kEnd ? kNoRank : rank(symbols[at], symbols[next[at]]);
-    if (ranks[at] == kNoRank) return;
-    heap.push_back(entry(ranks[at], at));
-    std::push_heap(heap.begin(), heap.end(), std::greater<>());
-  };
 
   while (!heap.empty()) {
     std::pop_heap(heap.begin(), heap.end(), std::greater<>());
@@ -164,12 +180,24 @@ void Merges::encode_long(std::string_view piece, Scratch& scratch, std::vector<i
     if (ranks[at] != rank_then) continue;
 
     const uint32_t gone = next[at];
+    const uint32_t after = next[gone];
+    const uint32_t before = previous[at];
+    const uint32_t before_that = before == kEnd ? kEnd : previous[before];
+    // The pairs on the far sides stay as they are, but may have waited for a pair that goes now.
+    const bool after_waited = after != kEnd && ranks[gone] <= ranks[after];
+    const bool before_that_waited = before_that != kEnd && ranks[before] < ranks[before_that];
+
     symbols[at] = merged_ids_[rank_then];
-    next[at] = next[gone];
+    next[at] = after;
+    if (after != kEnd) previous[after] = at;
     ranks[gone] = kNoRank;
-    if (next[at] != kEnd) previous[next[at]] = at;
     set_rank(at);
-    if (previous[at] != kEnd) set_rank(previous[at]);
+    if (before != kEnd) set_rank(before);
+
+    offer(at);
+    if (before != kEnd) offer(before);
+    if (after_waited) offer(after);
+    if (before_that_waited) offer(before_that);
   }
 
   for (uint32_t at = 0; at != kEnd; at = next[at]) ids.push_back(symbols[at]);

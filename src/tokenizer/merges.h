@@ -49,7 +49,7 @@ class Merges {
   Merges() = default;
 
   uint32_t byte_pair_rank(char left, char right) const {
-    return byte_pair_ranks_[static_cast<unsigned char>(left) << 8 | static_cast<unsigned char>(right)];
+    return byte_pair_ranks_[size_t{static_cast<unsigned char>(left)} << 8 | static_cast<unsigned char>(right)];
   }
   bool fill(std::span<const Merge> merges, size_t& duplicate);
   void encode_short(std::string_view piece, std::vector<int32_t>& ids) const;

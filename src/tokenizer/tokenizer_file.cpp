@@ -253,7 +253,8 @@ class Reader {
     return {};
   }
 
-  // Added tokens stand for their text as it is, the others for the bytes that they spell.
+  // Added tokens stand for their text as it is, the others for the bytes that they spell. (The reference also reads
+  // an added token as spelled bytes if all its characters happen to be in the alphabet, and so garbles one like "é".)
   void write_bytes() {
     file_.begins.reserve(texts_.size() + 1);
     auto next_added = file_.added.begin();

@@ -55,7 +55,8 @@ class Strand : public std::enable_shared_from_this<Strand> {
 };
 
 /// Fork-join over [0, n): the caller works too. Which thread runs an index never changes a result, as bodies
-/// write disjoint outputs. One caller at a time.
+/// write disjoint outputs. One caller at a time. Helpers look out for more work for some 50 us before they sleep:
+/// loops over layers come in quick succession, and waking a thread costs more than most of them.
 class ForkJoin {
  public:
   explicit ForkJoin(int num_threads);
@@ -77,7 +78,7 @@ class ForkJoin {
   const std::function<void(int64_t)>* body_ = nullptr;  // guarded by mutex_ for publication
   int64_t end_ = 0;
   std::atomic<int64_t> next_{0};
-  uint64_t generation_ = 0;  // guarded by mutex_
+  std::atomic<uint64_t> generation_{0};  // written under mutex_
   int active_ = 0;           // guarded by mutex_; helpers inside the current generation
   bool stopping_ = false;    // guarded by mutex_
   std::vector<std::thread> threads_;

@@ -9,7 +9,7 @@
 namespace dsv3 {
 namespace {
 
-// Joins the system messages and, for V3 and R1, describes the tools in the pattern that those models were trained on.
+// Joins the system messages.
 constexpr std::string_view kSystemText = R"jinja({%- set ns = namespace(system='', first_system=true, is_tool=false, first_call=true, first_output=true, last_user=false, after_user=false) -%}
 {%- for message in messages if message['role'] == 'system' -%}
   {%- set ns.system = ns.system + ('' if ns.first_system else '\n\n') + (message['content'] or '') -%}
@@ -17,6 +17,7 @@ constexpr std::string_view kSystemText = R"jinja({%- set ns = namespace(system='
 {%- endfor -%}
 )jinja";
 
+// The tools, for V3 and R1: with the pattern of calls that those models were trained on.
 constexpr std::string_view kJsonTools = R"jinja({%- if tools -%}
   {%- set ns.system = ns.system + '\n\nYou can call functions. When a function helps to answer, call it in exactly this form:\n<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>FUNCTION_NAME\n```json\n{"parameter": "value"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>\nThe arguments must be one valid JSON object for the schema of the function. To call several functions, write further <｜tool▁call▁begin｜> ... <｜tool▁call▁end｜> parts on new lines before <｜tool▁calls▁end｜>.\n\n## Tools\n' -%}
   {%- for tool in tools -%}
@@ -25,6 +26,7 @@ constexpr std::string_view kJsonTools = R"jinja({%- if tools -%}
 {%- endif -%}
 )jinja";
 
+// The tools, as V3.1 knows them.
 constexpr std::string_view kNamedTools = R"jinja({%- if tools -%}
   {%- set ns.system = ns.system + '\n\n## Tools\nYou have access to the following tools:\n' -%}
   {%- for tool in tools -%}
@@ -112,7 +114,7 @@ constexpr std::string_view kV30324End = R"jinja( -}}
 {%- elif add_generation_prompt and not ns.last_user -%}
   {{- '<｜Assistant｜>' -}}
 {%- endif -%}
-)jinja"
+)jinja";
 
 constexpr std::string_view kWholeContent = "(message['content'] or '')";
 constexpr std::string_view kAnswerOnly = "(message['content'] or '').split('</think>')[-1]";

@@ -208,7 +208,7 @@ bool Interpreter::eval_args(const CallArgs& args, Scope* scope, Args* out) {
   }
   if (args.mapping) {
     if (!eval(*args.mapping, scope, &more)) return false;
-    if (more.kind != Kind::kDict) return rt_.fail(std::string("argument after ** must be a mapping, not ") + type_name(more));
+    if (more.kind != Kind::kDict) return rt_.fail({"argument after ** must be a mapping, not ", type_name(more)});
     DictObject* dict = rt_.entries(more);
     if (dict == nullptr) return false;
     for (const auto& [key, value] : dict->entries) {
@@ -225,8 +225,8 @@ bool Interpreter::call(const Value& callee, const Args& args, Value* out) {
     case Kind::kFunction: return callee.function(rt_, callee, args, out);
     case Kind::kMethod: return callee.method->function(rt_, callee.method->self, args, out);
     case Kind::kMacro: return call_macro(*callee.macro, args, out);
-    case Kind::kUndefined: return rt_.fail("'" + std::string(callee.name) + "' is undefined");
-    default: return rt_.fail(std::string("'") + type_name(callee) + "' object is not callable");
+    case Kind::kUndefined: return rt_.fail({"'", callee.name, "' is undefined"});
+    default: return rt_.fail({"'", type_name(callee), "' object is not callable"});
   }
 }
 
@@ -244,19 +244,19 @@ bool Interpreter::call_macro(const MacroObject& macro, const Args& args, Value* 
     const auto it = std::find_if(definition.params.begin(), definition.params.end(), [&n = name](const auto& p) { return p.first == n; });
     if (it != definition.params.end()) {
       if (find_here(scope, it->second) != nullptr) {
-        return rt_.fail("macro '" + definition.name + "' got argument '" + name + "' twice");
+        return rt_.fail({"macro '", definition.name, "' got argument '", name, "' twice"});
       }
       set_variable(scope, it->second, value);
     } else if (name == "caller" && definition.uses_caller) {
       set_variable(scope, program_.caller_symbol, value);
     } else if (!definition.uses_kwargs) {
-      return rt_.fail("macro '" + definition.name + "' takes no keyword argument '" + name.substr(0, 64) + "'");
+      return rt_.fail({"macro '", definition.name, "' takes no keyword argument '", name.substr(0, 64), "'"});
     } else if (!rt_.set(keywords, Value::literal(name), value)) {
       return false;
     }
   }
   if (!extra.empty() && !definition.uses_varargs) {
-    return rt_.fail("macro '" + definition.name + "' takes not more than " + std::to_string(count) + " argument(s)");
+    return rt_.fail({"macro '", definition.name, "' takes not more than ", std::to_string(count), " argument(s)"});
   }
   const size_t first_default = count - definition.defaults.size();
   for (size_t i = 0; i < count; ++i) {

@@ -19,7 +19,7 @@ bool flag(const std::optional<Value>& slot) { return slot.has_value() && truth(*
 bool integer(Runtime& rt, std::string_view what, const std::optional<Value>& slot, Int fallback, Int* out) {
   *out = fallback;
   if (!slot.has_value() || slot->is_none()) return true;
-  if (!slot->is_integer()) return rt.fail(std::string(what) + " must be an integer, not " + type_name(*slot));
+  if (!slot->is_integer()) return rt.fail({what, " must be an integer, not ", type_name(*slot)});
   *out = slot->as_int();
   return true;
 }
@@ -58,7 +58,8 @@ bool filter_title(Runtime& rt, const Value& self, const Args& args, Value* out) 
     const size_t length = decode_char(bytes, i, &c);
     const bool breaks = is_space(c) || c == '-' || c == '(' || c == '{' || c == '[' || c == '<';
     std::string to;
-    append_utf8(breaks ? c : at_word ? to_upper(c) : to_lower(c), &to);
+    if (c == 0xDF && at_word) to = "SS";
+    else append_utf8(breaks ? c : at_word ? to_upper(c) : to_lower(c), &to);
     mapped.append(c == 0xFFFD ? std::string_view(bytes).substr(i, length) : std::string_view(to), text.text->source_at(i));
     at_word = breaks;
     i += length;
@@ -86,8 +87,8 @@ bool filter_replace(Runtime& rt, const Value& self, const Args& args, Value* out
 bool filter_indent(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
   if (!bind_args(rt, "indent", args, {"width", "first", "blank"}, &slots)) return false;
-  if (self.is_undefined()) return rt.fail("'" + std::string(self.name) + "' is undefined");
-  if (!self.is_string()) return rt.fail(std::string("indent needs a string, not ") + type_name(self));
+  if (self.is_undefined()) return rt.fail({"'", self.name, "' is undefined"});
+  if (!self.is_string()) return rt.fail({"indent needs a string, not ", type_name(self)});
   Text indention;
   if (slots[0].has_value() && slots[0]->is_string()) {
     indention = *slots[0]->text;
@@ -118,7 +119,7 @@ bool filter_indent(Runtime& rt, const Value& self, const Args& args, Value* out)
 bool filter_truncate(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
   if (!bind_args(rt, "truncate", args, {"length", "killwords", "end", "leeway"}, &slots)) return false;
-  if (!self.is_string()) return rt.fail(std::string("truncate needs a string, not ") + type_name(self));
+  if (!self.is_string()) return rt.fail({"truncate needs a string, not ", type_name(self)});
   Int limit = 255, leeway = 5;
   if (!integer(rt, "truncate: length", slots[0], 255, &limit) || !integer(rt, "truncate: leeway", slots[3], 5, &leeway)) return false;
   Value end = Value::literal("...");
@@ -183,7 +184,7 @@ bool filter_int(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
   Int base = 10;
   if (!bind_args(rt, "int", args, {"default", "base"}, &slots) || !integer(rt, "int: base", slots[1], 10, &base)) return false;
-  if (self.is_undefined()) return rt.fail("'" + std::string(self.name) + "' is undefined");
+  if (self.is_undefined()) return rt.fail({"'", self.name, "' is undefined"});
   *out = slots[0].has_value() ? *slots[0] : Value::of(Int{0});
   double number = 0;
   if (self.is_integer()) {
@@ -211,7 +212,7 @@ bool filter_int(Runtime& rt, const Value& self, const Args& args, Value* out) {
 bool filter_float(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
   if (!bind_args(rt, "float", args, {"default"}, &slots)) return false;
-  if (self.is_undefined()) return rt.fail("'" + std::string(self.name) + "' is undefined");
+  if (self.is_undefined()) return rt.fail({"'", self.name, "' is undefined"});
   double number = 0;
   if (self.is_number()) *out = Value::of(self.as_double());
   else if (self.is_string() && self.str().size() < 4096 && parse_float(self.str(), &number)) *out = Value::of(number);
@@ -222,7 +223,7 @@ bool filter_float(Runtime& rt, const Value& self, const Args& args, Value* out) 
 bool filter_abs(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
   if (!bind_args(rt, "abs", args, {}, &slots)) return false;
-  if (!self.is_number()) return rt.fail(std::string("bad operand type for abs(): '") + type_name(self) + "'");
+  if (!self.is_number()) return rt.fail({"bad operand type for abs(): '", type_name(self), "'"});
   if (self.kind == Kind::kFloat) *out = Value::of(std::abs(self.number));
   else if (self.as_int() < 0) return negate(rt, self, out);
   else *out = Value::of(self.as_int());
@@ -233,7 +234,7 @@ bool filter_round(Runtime& rt, const Value& self, const Args& args, Value* out) 
   Slots slots;
   Int precision = 0;
   if (!bind_args(rt, "round", args, {"precision", "method"}, &slots) || !integer(rt, "round: precision", slots[0], 0, &precision)) return false;
-  if (!self.is_number()) return rt.fail(std::string("round needs a number, not ") + type_name(self));
+  if (!self.is_number()) return rt.fail({"round needs a number, not ", type_name(self)});
   if (precision < -30 || precision > 30) return rt.fail("round: precision is out of the allowed -30 to 30");
   const std::string method = slots[1].has_value() && slots[1]->is_string() ? slots[1]->str() : "common";
   if (method != "common" && method != "ceil" && method != "floor") return rt.fail("round: method must be common, ceil or floor");
@@ -242,7 +243,7 @@ bool filter_round(Runtime& rt, const Value& self, const Args& args, Value* out) 
   double value = self.as_double();
   if (method == "ceil") value = std::ceil(value * scale) / scale;
   else if (method == "floor") value = std::floor(value * scale) / scale;
-  else if (precision < 0) value = std::nearbyint(value * scale) / scale;
+  else if (precision < 0) value = std::nearbyint(value * scale) * std::pow(10.0, static_cast<double>(-precision));
   else if (std::isfinite(value)) {
     char buffer[512];  // the C library rounds the exact binary value, as Python does
     const int size = std::snprintf(buffer, sizeof(buffer), "%.*f", static_cast<int>(precision), value);

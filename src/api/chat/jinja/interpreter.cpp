@@ -39,7 +39,7 @@ bool Interpreter::run(const std::vector<std::pair<std::string, Value>>& context,
 
 bool Interpreter::exec_block(const Block& block, Scope* scope, Writer* out, Flow* flow) {
   if (++block_depth_ > rt_.limits().max_depth) {
-    return rt_.fail("blocks and macros nested deeper than the allowed " + std::to_string(rt_.limits().max_depth));
+    return rt_.fail({"blocks and macros nested deeper than the allowed ", std::to_string(rt_.limits().max_depth)});
   }
   for (const StmtPtr& stmt : block) {
     if (!exec(*stmt, scope, out, flow)) return false;  // a failed rendering does not go on: depth may stay
@@ -111,7 +111,7 @@ bool Interpreter::assign(const Target& target, const Value& value, Scope* scope)
     std::vector<Value> parts;
     if (!iterate(rt_, value, &parts)) return false;
     if (parts.size() != target.items.size()) {
-      return rt_.fail("cannot unpack " + std::to_string(parts.size()) + " values into " + std::to_string(target.items.size()));
+      return rt_.fail({"cannot unpack ", std::to_string(parts.size()), " values into ", std::to_string(target.items.size())});
     }
     for (size_t i = 0; i < parts.size(); ++i) {
       if (!assign(target.items[i], parts[i], scope)) return false;
@@ -128,7 +128,7 @@ bool Interpreter::assign(const Target& target, const Value& value, Scope* scope)
     if (object->kind != Kind::kNamespace) break;
     return rt_.set(*object, Value::literal(target.attribute), value);
   }
-  return rt_.fail("cannot assign attribute on non-namespace object '" + target.name + "'");
+  return rt_.fail({"cannot assign attribute on non-namespace object '", target.name, "'"});
 }
 
 // The next element of the loop: one that a look ahead found already, or a new one.

@@ -11,7 +11,7 @@ using Slots = std::vector<std::optional<Value>>;
 
 bool need_string(Runtime& rt, std::string_view function, const Value& value) {
   if (value.is_string()) return true;
-  return rt.fail(std::string(function) + "() needs a string, not " + type_name(value));
+  return rt.fail({function, "() needs a string, not ", type_name(value)});
 }
 
 bool strip_with(Runtime& rt, std::string_view name, const Value& self, const Args& args, bool left, bool right, Value* out) {
@@ -56,7 +56,7 @@ bool str_splitlines(Runtime& rt, const Value& self, const Args& args, Value* out
 bool affix_test(Runtime& rt, std::string_view name, const Value& self, const Args& args, bool at_start, Value* out) {
   Slots slots;
   if (!bind_args(rt, name, args, {"affix"}, &slots)) return false;
-  if (!slots[0].has_value()) return rt.fail(std::string(name) + "() needs an argument");
+  if (!slots[0].has_value()) return rt.fail({name, "() needs an argument"});
   std::vector<Value> candidates{*slots[0]};
   if (slots[0]->kind == Kind::kTuple && !iterate(rt, *slots[0], &candidates)) return false;
   bool found = false;
@@ -75,7 +75,7 @@ bool str_endswith(Runtime& rt, const Value& self, const Args& args, Value* out) 
 bool remove_affix(Runtime& rt, std::string_view name, const Value& self, const Args& args, bool at_start, Value* out) {
   Slots slots;
   if (!bind_args(rt, name, args, {"affix"}, &slots)) return false;
-  if (!slots[0].has_value() || !need_string(rt, name, *slots[0])) return rt.fail(std::string(name) + "() needs a string");
+  if (!slots[0].has_value() || !need_string(rt, name, *slots[0])) return rt.fail({name, "() needs a string"});
   const std::string_view text = self.str(), affix = slots[0]->str();
   const bool found = at_start ? text.starts_with(affix) : text.ends_with(affix);
   const size_t cut = found ? affix.size() : 0;
@@ -108,7 +108,7 @@ bool str_join(Runtime& rt, const Value& self, const Args& args, Value* out) {
   if (!iterate(rt, *slots[0], &items)) return false;
   Writer writer(rt);
   for (size_t i = 0; i < items.size() && !writer.full(); ++i) {
-    if (!items[i].is_string()) return rt.fail(std::string("join() expected strings, found ") + type_name(items[i]));
+    if (!items[i].is_string()) return rt.fail({"join() expected strings, found ", type_name(items[i])});
     if (i > 0) writer.write(*self.text);
     writer.write(*items[i].text);
   }
@@ -118,7 +118,7 @@ bool str_join(Runtime& rt, const Value& self, const Args& args, Value* out) {
 bool find_with(Runtime& rt, std::string_view name, const Value& self, const Args& args, bool from_right, bool must, Value* out) {
   Slots slots;
   if (!bind_args(rt, name, args, {"sub"}, &slots)) return false;
-  if (!slots[0].has_value() || !need_string(rt, name, *slots[0])) return rt.fail(std::string(name) + "() needs a string");
+  if (!slots[0].has_value() || !need_string(rt, name, *slots[0])) return rt.fail({name, "() needs a string"});
   const std::string& text = self.str();
   if (!rt.charge_bytes(text.size())) return false;
   const size_t at = from_right ? text.rfind(slots[0]->str()) : text.find(slots[0]->str());
@@ -166,7 +166,7 @@ bool is_alnum(char32_t c) { return is_letter(c) || is_numeric(c); }
 bool partition_with(Runtime& rt, std::string_view name, const Value& self, const Args& args, bool from_right, Value* out) {
   Slots slots;
   if (!bind_args(rt, name, args, {"sep"}, &slots)) return false;
-  if (!slots[0].has_value() || !need_string(rt, name, *slots[0])) return rt.fail(std::string(name) + "() needs a string");
+  if (!slots[0].has_value() || !need_string(rt, name, *slots[0])) return rt.fail({name, "() needs a string"});
   const std::string &text = self.str(), &sep = slots[0]->str();
   if (sep.empty()) return rt.fail("empty separator");
   if (!rt.charge_bytes(text.size())) return false;
@@ -188,7 +188,7 @@ bool str_rpartition(Runtime& rt, const Value& self, const Args& args, Value* out
 bool pad_with(Runtime& rt, std::string_view name, const Value& self, const Args& args, int side, Value* out) {
   Slots slots;
   if (!bind_args(rt, name, args, {"width", "fillchar"}, &slots)) return false;
-  if (!slots[0].has_value() || !slots[0]->is_integer()) return rt.fail(std::string(name) + "() needs an integer width");
+  if (!slots[0].has_value() || !slots[0]->is_integer()) return rt.fail({name, "() needs an integer width"});
   Text fill(side == 2 ? "0" : " ");
   if (slots[1].has_value()) {
     if (!need_string(rt, name, *slots[1])) return false;
@@ -230,7 +230,7 @@ bool str_format(Runtime& rt, const Value& self, const Args& args, Value* out) {
       continue;
     }
     const size_t end = format.find('}', brace);
-    if (format[brace] == '}' || end == std::string::npos) return rt.fail("single '" + format.substr(brace, 1) + "' in a format string");
+    if (format[brace] == '}' || end == std::string::npos) return rt.fail({"single '", format.substr(brace, 1), "' in a format string"});
     const std::string field = format.substr(brace + 1, end - brace - 1);
     const Value* value = nullptr;
     Int index = 0;
@@ -242,7 +242,7 @@ bool str_format(Runtime& rt, const Value& self, const Args& args, Value* out) {
         if (name == field) value = &named;
       }
     }
-    if (value == nullptr) return rt.fail("format() has no argument for '{" + field.substr(0, 64) + "}'");
+    if (value == nullptr) return rt.fail({"format() has no argument for '{", field.substr(0, 64), "}'"});
     if (!write_str(rt, *value, &writer)) return false;
     i = end + 1;
   }
@@ -286,6 +286,7 @@ bool list_copy(Runtime& rt, const Value& self, const Args&, Value* out) {
 
 bool dict_get(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
+  if (!args.named.empty()) return rt.fail("dict.get() takes no keyword arguments");
   if (!bind_args(rt, "get", args, {"key", "default"}, &slots)) return false;
   if (!slots[0].has_value()) return rt.fail("get() needs a key");
   *out = slots[1].has_value() ? *slots[1] : Value::none();

@@ -12,9 +12,9 @@ constexpr int kMaxValueDepth = 200;  // of containers in containers, for everyth
 
 bool type_error(Runtime& rt, std::string_view op, const Value& a, const Value& b) {
   for (const Value* v : {&a, &b}) {
-    if (v->is_undefined()) return rt.fail("'" + std::string(v->name) + "' is undefined");
+    if (v->is_undefined()) return rt.fail({"'", v->name, "' is undefined"});
   }
-  return rt.fail("unsupported operand types for " + std::string(op) + ": '" + type_name(a) + "' and '" + type_name(b) + "'");
+  return rt.fail({"unsupported operand types for ", op, ": '", type_name(a), "' and '", type_name(b), "'"});
 }
 
 bool equal_at(Runtime& rt, const Value& a, const Value& b, int depth, bool* out) {
@@ -105,10 +105,11 @@ bool order(Runtime& rt, std::string_view op, const Value& a, const Value& b, int
     return true;
   }
   if (a.is_undefined() || b.is_undefined()) return type_error(rt, op, a, b);
-  return rt.fail("'" + std::string(op) + "' not supported between instances of '" + type_name(a) + "' and '" + type_name(b) + "'");
+  return rt.fail({"'", op, "' not supported between instances of '", type_name(a), "' and '", type_name(b), "'"});
 }
 
-bool int_result(Runtime& rt, bool overflow, Int value, Value* out) {
+// `value` is a reference: callers compute it in the expression that tells of the overflow.
+bool int_result(Runtime& rt, bool overflow, const Int& value, Value* out) {
   if (overflow) return rt.fail("integer too large");
   *out = Value::of(value);
   return true;
@@ -168,7 +169,7 @@ bool repeat(Runtime& rt, const Value& a, Int times, Value* out) {
   times = std::max(times, Int{0});
   if (a.is_string()) {
     if (times > 0 && static_cast<Int>(a.text->size()) > static_cast<Int>(rt.limits().max_output_bytes) / times) {
-      return a.text->size() == 0 ? rt.string(Text(), out) : rt.fail("a text longer than the allowed " + std::to_string(rt.limits().max_output_bytes) + " bytes");
+      return a.text->size() == 0 ? rt.string(Text(), out) : rt.fail({"a text longer than the allowed ", std::to_string(rt.limits().max_output_bytes), " bytes"});
     }
     if (!rt.charge(static_cast<uint64_t>(a.text->size() == 0 ? 0 : times))) return false;
     Text text;
@@ -228,7 +229,7 @@ bool compare(Runtime& rt, std::string_view op, const Value& a, const Value& b, b
 bool binary(Runtime& rt, std::string_view op, const Value& a, const Value& b, Value* out) {
   if (a.is_number() && b.is_number()) return arithmetic(rt, op, a, b, out);
   if (op == "+" && a.is_string() && b.is_string()) {
-    if (a.text->size() + b.text->size() > rt.limits().max_output_bytes) return rt.fail("a text longer than the allowed " + std::to_string(rt.limits().max_output_bytes) + " bytes");
+    if (a.text->size() + b.text->size() > rt.limits().max_output_bytes) return rt.fail({"a text longer than the allowed ", std::to_string(rt.limits().max_output_bytes), " bytes"});
     Text text = *a.text;
     text.append(*b.text);
     return rt.string(std::move(text), out);
@@ -259,8 +260,8 @@ bool binary(Runtime& rt, std::string_view op, const Value& a, const Value& b, Va
 }
 
 bool negate(Runtime& rt, const Value& a, Value* out) {
-  if (a.is_undefined()) return rt.fail("'" + std::string(a.name) + "' is undefined");
-  if (!a.is_number()) return rt.fail(std::string("bad operand type for unary -: '") + type_name(a) + "'");
+  if (a.is_undefined()) return rt.fail({"'", a.name, "' is undefined"});
+  if (!a.is_number()) return rt.fail({"bad operand type for unary -: '", type_name(a), "'"});
   if (a.kind == Kind::kFloat) {
     *out = Value::of(-a.number);
     return true;
@@ -275,7 +276,7 @@ bool contains(Runtime& rt, const Value& container, const Value& item, bool* out)
     case Kind::kUndefined: return true;
     case Kind::kString:
       if (!item.is_string()) {
-        return rt.fail(std::string("'in <string>' requires string as left operand, not ") + type_name(item));
+        return rt.fail({"'in <string>' requires string as left operand, not ", type_name(item)});
       }
       *out = container.str().find(item.str()) != std::string::npos;
       return rt.charge_bytes(container.str().size());
@@ -301,13 +302,13 @@ bool contains(Runtime& rt, const Value& container, const Value& item, bool* out)
       }
       return true;
     }
-    default: return rt.fail(std::string("argument of type '") + type_name(container) + "' is not iterable");
+    default: return rt.fail({"argument of type '", type_name(container), "' is not iterable"});
   }
 }
 
 bool get_attribute(Runtime& rt, const Value& object, std::string_view name, Value* out) {
   switch (object.kind) {
-    case Kind::kUndefined: return rt.fail("'" + std::string(object.name) + "' is undefined");
+    case Kind::kUndefined: return rt.fail({"'", object.name, "' is undefined"});
     case Kind::kLoop: return loop_attribute(rt, object, name, out);
     case Kind::kDict: case Kind::kNamespace: case Kind::kString: case Kind::kList: case Kind::kTuple: {
       if (Builtin method = find_method(object, name)) {
@@ -329,7 +330,7 @@ bool get_attribute(Runtime& rt, const Value& object, std::string_view name, Valu
 }
 
 bool get_item(Runtime& rt, const Value& object, const Value& key, Value* out) {
-  if (object.is_undefined()) return rt.fail("'" + std::string(object.name) + "' is undefined");
+  if (object.is_undefined()) return rt.fail({"'", object.name, "' is undefined"});
   *out = Value::undefined("element");
   if (object.kind == Kind::kDict) {
     if (key.is_string()) {
@@ -370,7 +371,7 @@ bool get_item(Runtime& rt, const Value& object, const Value& key, Value* out) {
     char32_t c = 0;
     return rt.string(object.text->slice(begin, begin + decode_char(text, begin, &c)), out);
   }
-  if (key.is_string() && object.kind != Kind::kNamespace) {
+  if (key.is_string()) {
     if (!get_attribute(rt, object, key.str(), out)) return false;
     if (out->is_undefined()) *out = Value::undefined("element");  // the key's bytes may not live as long
   }
@@ -378,9 +379,9 @@ bool get_item(Runtime& rt, const Value& object, const Value& key, Value* out) {
 }
 
 bool get_slice(Runtime& rt, const Value& object, const Value& begin, const Value& end, const Value& step, Value* out) {
-  if (object.is_undefined()) return rt.fail("'" + std::string(object.name) + "' is undefined");
+  if (object.is_undefined()) return rt.fail({"'", object.name, "' is undefined"});
   if (!object.is_string() && !(object.is_list() && !object.list->lazy)) {
-    return rt.fail(std::string("'") + type_name(object) + "' object cannot be sliced");
+    return rt.fail({"'", type_name(object), "' object cannot be sliced"});
   }
   for (const Value* v : {&begin, &end, &step}) {
     if (!v->is_undefined() && !v->is_none() && !v->is_integer()) return rt.fail("slice indices must be integers or None");
@@ -459,7 +460,7 @@ bool iterate(Runtime& rt, const Value& value, std::vector<Value>* out) {
       }
       return true;
     }
-    default: return rt.fail(std::string("'") + type_name(value) + "' object is not iterable");
+    default: return rt.fail({"'", type_name(value), "' object is not iterable"});
   }
 }
 
@@ -474,7 +475,7 @@ bool length(Runtime& rt, const Value& value, Int* out) {
     case Kind::kDict:
       *out = static_cast<Int>(value.dict->pending != nullptr ? value.dict->pending->size() : value.dict->entries.size());
       return true;
-    default: return rt.fail(std::string("object of type '") + type_name(value) + "' has no len()");
+    default: return rt.fail({"object of type '", type_name(value), "' has no len()"});
   }
 }
 

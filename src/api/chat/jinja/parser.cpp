@@ -1,6 +1,6 @@
 #include "chat/jinja/parser.h"
 
-#include <charconv>
+#include <algorithm>
 #include <initializer_list>
 
 #include "chat/jinja/builtins.h"
@@ -622,9 +622,15 @@ class Parser {
     return stmt;
   }
 
+  static bool assigns_loop(const Target& target) {
+    if (!target.is_tuple) return target.name == "loop";
+    return std::any_of(target.items.begin(), target.items.end(), assigns_loop);
+  }
+
   StmtPtr for_statement(int line) {
     StmtPtr stmt = make_stmt(StmtKind::kFor, line);
     if (!target(&stmt->target, false, true)) return nullptr;
+    if (assigns_loop(stmt->target)) return fail("Can't assign to special loop variable in for-loop target", line);
     if (!skip_name("in")) return fail("expected 'in', got " + describe(cur()));
     stmt->exprs.push_back(tuple(false, false, "recursive"));
     if (!status_.ok()) return nullptr;

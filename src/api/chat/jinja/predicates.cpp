@@ -134,7 +134,7 @@ bool function_range(Runtime& rt, const Value&, const Args& args, Value* out) {
   const size_t count = args.positional.size();
   if (count < 1 || count > 3 || !args.named.empty()) return rt.fail("range() takes one to three integers");
   for (const Value& v : args.positional) {
-    if (!v.is_integer()) return rt.fail(std::string("'") + type_name(v) + "' object cannot be interpreted as an integer");
+    if (!v.is_integer()) return rt.fail({"'", type_name(v), "' object cannot be interpreted as an integer"});
     if (v.as_int() > INT64_MAX || v.as_int() < INT64_MIN) return rt.fail("range() argument too large");
   }
   const Int begin = count > 1 ? args.positional[0].as_int() : 0;

@@ -58,6 +58,13 @@ bool Runtime::fail(std::string message) {
   return false;
 }
 
+bool Runtime::fail(std::initializer_list<std::string_view> parts) {
+  if (failed_) return false;
+  std::string message;
+  for (const std::string_view part : parts) message += part;
+  return fail(std::move(message));
+}
+
 bool Runtime::charge(uint64_t steps) {
   if (failed_) return false;
   steps_ += steps;
@@ -215,17 +222,16 @@ bool bind_args(Runtime& rt, std::string_view function, const Args& args, const s
                std::vector<std::optional<Value>>* slots) {
   slots->assign(names.size(), std::nullopt);
   if (args.positional.size() > names.size()) {
-    return rt.fail(std::string(function) + "() takes at most " + std::to_string(names.size()) + " arguments, " +
-                   std::to_string(args.positional.size()) + " given");
+    return rt.fail({function, "() takes at most ", std::to_string(names.size()), " arguments, ", std::to_string(args.positional.size()), " given"});
   }
   for (size_t i = 0; i < args.positional.size(); ++i) (*slots)[i] = args.positional[i];
   for (const auto& [name, value] : args.named) {
     const auto it = std::find(names.begin(), names.end(), name);
     if (it == names.end()) {
-      return rt.fail(std::string(function) + "() got an unexpected keyword argument '" + name + "'");
+      return rt.fail({function, "() got an unexpected keyword argument '", name, "'"});
     }
     auto& slot = (*slots)[static_cast<size_t>(it - names.begin())];
-    if (slot.has_value()) return rt.fail(std::string(function) + "() got '" + name + "' twice");
+    if (slot.has_value()) return rt.fail({function, "() got '", name, "' twice"});
     slot = value;
   }
   return true;

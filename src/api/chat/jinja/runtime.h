@@ -2,6 +2,7 @@
 #pragma once
 
 #include <deque>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
@@ -19,6 +20,7 @@ class Runtime {
   Runtime& operator=(const Runtime&) = delete;
 
   bool fail(std::string message);
+  bool fail(std::initializer_list<std::string_view> parts);  ///< the parts joined
   bool failed() const { return failed_; }
   const std::string& error() const { return error_; }
   const TemplateLimits& limits() const { return limits_; }

@@ -151,7 +151,7 @@ bool filter_sort(Runtime& rt, const Value& self, const Args& args, Value* out) {
 bool filter_dictsort(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
   if (!bind_args(rt, "dictsort", args, {"case_sensitive", "by", "reverse"}, &slots)) return false;
-  if (self.kind != Kind::kDict) return rt.fail(std::string("dictsort needs a mapping, not ") + type_name(self));
+  if (self.kind != Kind::kDict) return rt.fail({"dictsort needs a mapping, not ", type_name(self)});
   const bool by_value = slots[1].has_value() && slots[1]->is_string() && slots[1]->str() == "value";
   if (slots[1].has_value() && !by_value && !(slots[1]->is_string() && slots[1]->str() == "key")) {
     return rt.fail("You can only sort by either \"key\" or \"value\"");
@@ -281,7 +281,7 @@ bool filter_map(Runtime& rt, const Value& self, const Args& args, Value* out) {
   } else {
     if (!args.positional[0].is_string()) return rt.fail("map: the filter's name must be a string");
     const Builtin filter = find_filter(args.positional[0].str());
-    if (filter == nullptr) return rt.fail("No filter named '" + args.positional[0].str().substr(0, 64) + "'.");
+    if (filter == nullptr) return rt.fail({"No filter named '", args.positional[0].str().substr(0, 64), "'."});
     if (filter == filter_map) return rt.fail("map: a map of maps is not supported");
     Args rest{{args.positional.begin() + 1, args.positional.end()}, args.named};
     for (const Value& item : items) {
@@ -309,7 +309,7 @@ bool filter_select(Runtime& rt, const Value& self, const Args& args, Value* out)
   if (next < args.positional.size()) {
     const Value& name = args.positional[next++];
     test = name.is_string() ? find_test(name.str()) : nullptr;
-    if (test == nullptr) return rt.fail("No test named '" + (name.is_string() ? name.str().substr(0, 64) : std::string(type_name(name))) + "'.");
+    if (test == nullptr) return rt.fail({"No test named '", (name.is_string() ? name.str().substr(0, 64) : std::string(type_name(name))), "'."});
     rest.positional.assign(args.positional.begin() + static_cast<std::ptrdiff_t>(next), args.positional.end());
   }
   for (const Value& item : items) {

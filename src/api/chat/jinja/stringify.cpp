@@ -27,10 +27,13 @@ class Sources {
   size_t next_ = 0;
 };
 
-std::string hex(char32_t c, int digits) {
+// \x41, \u0041 or \U00000041
+std::string hex_escape(char letter, char32_t c) {
   static constexpr char kDigits[] = "0123456789abcdef";
-  std::string out(static_cast<size_t>(digits), '0');
-  for (int i = digits - 1; i >= 0; --i, c >>= 4) out[static_cast<size_t>(i)] = kDigits[c & 15];
+  const size_t digits = letter == 'x' ? 2 : letter == 'u' ? 4 : 8;
+  std::string out(digits + 2, '\\');
+  out[1] = letter;
+  for (size_t i = digits; i > 0; --i, c >>= 4) out[i + 1] = kDigits[c & 15];
   return out;
 }
 
@@ -49,9 +52,9 @@ void write_quoted(const Text& text, Writer* out) {
     else if (c == '\r') out->write("\\r", source);
     else if (c == '\t') out->write("\\t", source);
     else if (is_printable(c)) out->write(std::string_view(bytes).substr(i, length), source);
-    else if (c < 0x100) out->write("\\x" + hex(c, 2), source);
-    else if (c < 0x10000) out->write("\\u" + hex(c, 4), source);
-    else out->write("\\U" + hex(c, 8), source);
+    else if (c < 0x100) out->write(hex_escape('x', c), source);
+    else if (c < 0x10000) out->write(hex_escape('u', c), source);
+    else out->write(hex_escape('U', c), source);
     i += length;
   }
   out->write(std::string_view(&quote, 1));
@@ -128,12 +131,13 @@ void write_json_string(const Text& text, bool ensure_ascii, Writer* out) {
     else if (c == '\t') out->write("\\t", source);
     else if (c == '\f') out->write("\\f", source);
     else if (c == '\b') out->write("\\b", source);
-    else if (c < 0x20) out->write("\\u" + hex(c, 4), source);
+    else if (c < 0x20) out->write(hex_escape('u', c), source);
     else if (ensure_ascii && c >= 0x10000) {
-      out->write("\\u" + hex(0xD800 + ((c - 0x10000) >> 10), 4) + "\\u" + hex(0xDC00 + ((c - 0x10000) & 0x3FF), 4), source);
+      out->write(hex_escape('u', 0xD800 + ((c - 0x10000) >> 10)), source);
+      out->write(hex_escape('u', 0xDC00 + ((c - 0x10000) & 0x3FF)), source);
     } else if (ensure_ascii && c >= 0x7F) {
       if (c == 0x7F) out->write("\x7f", source);
-      else out->write("\\u" + hex(c, 4), source);
+      else out->write(hex_escape('u', c), source);
     } else {
       out->write(std::string_view(bytes).substr(i, length), source);
     }
@@ -161,9 +165,12 @@ bool json_key(Runtime& rt, const Value& key, const JsonStyle& style, Writer* out
     case Kind::kString: write_json_string(*key.text, style.ensure_ascii, out); return true;
     case Kind::kNone: out->write("\"null\""); return true;
     case Kind::kBool: out->write(key.boolean ? "\"true\"" : "\"false\""); return true;
-    case Kind::kInt: out->write("\"" + int_to_string(key.integer) + "\""); return true;
-    case Kind::kFloat: out->write("\"" + json_float(key.number) + "\""); return true;
-    default: return rt.fail(std::string("keys must be str, int, float, bool or None, not ") + type_name(key));
+    case Kind::kInt: case Kind::kFloat:
+      out->write("\"");
+      out->write(key.kind == Kind::kInt ? int_to_string(key.integer) : json_float(key.number));
+      out->write("\"");
+      return true;
+    default: return rt.fail({"keys must be str, int, float, bool or None, not ", type_name(key)});
   }
 }
 
@@ -222,7 +229,7 @@ bool json_at(Runtime& rt, const Value& value, const JsonStyle& style, int depth,
     case Kind::kDict: return json_dict(rt, value, style, depth, out);
     default: break;
   }
-  return rt.fail(std::string("Object of type ") + type_name(value) + " is not JSON serializable");
+  return rt.fail({"Object of type ", type_name(value), " is not JSON serializable"});
 }
 
 }  // namespace

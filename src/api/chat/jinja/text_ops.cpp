@@ -49,8 +49,6 @@ bool split_at_spaces(Runtime& rt, const Value& text, Int max_splits, bool from_r
   return true;
 }
 
-char32_t title_char(char32_t c) { return to_upper(c); }
-
 void append_mapped(const Text& text, size_t offset, size_t length, char32_t from, char32_t to, Text* out) {
   if (from == to) {
     out->append(text, offset, offset + length);
@@ -131,14 +129,11 @@ bool map_case(Runtime& rt, const Text& text, char mode, Value* out) {
   for (size_t i = 0; i < bytes.size();) {
     char32_t c = 0;
     const size_t length = decode_char(bytes, i, &c);
-    if (mode == 'u' && c == 0xDF) {
-      mapped.append("SS", text.source_at(i));  // the one common letter whose capital is two
+    const bool first = mode == 'c' ? i == 0 : mode == 't' && !inside_word;
+    if (c == 0xDF && (mode == 'u' || first)) {
+      mapped.append(mode == 'u' ? "SS" : "Ss", text.source_at(i));  // the one common letter whose capital is two
     } else {
-      char32_t to = c;
-      if (mode == 'u') to = to_upper(c);
-      else if (mode == 'l') to = to_lower(c);
-      else if (mode == 'c') to = i == 0 ? title_char(c) : to_lower(c);
-      else to = inside_word ? to_lower(c) : title_char(c);
+      const char32_t to = mode == 'u' || first ? to_upper(c) : to_lower(c);
       append_mapped(text, i, length, c, to, &mapped);
     }
     inside_word = is_cased(c);
@@ -189,16 +184,16 @@ bool printf_text(Runtime& rt, const Text& format, const Args& args, Value* out) 
       if (conversion == 's' || conversion == 'r') {
         if (!(conversion == 's' ? write_str(rt, arg, &writer) : write_repr(rt, arg, &writer))) return false;
       } else if (conversion == 'd' || conversion == 'i') {
-        if (!arg.is_number()) return rt.fail(std::string("%d format: a real number is required, not ") + type_name(arg));
+        if (!arg.is_number()) return rt.fail({"%d format: a real number is required, not ", type_name(arg)});
         if (arg.kind == Kind::kFloat && !(std::abs(arg.number) < 1e37)) return rt.fail("number out of range for %d");
         writer.write(int_to_string(arg.kind == Kind::kFloat ? static_cast<Int>(arg.number) : arg.as_int()));
       } else if (conversion == 'f') {
-        if (!arg.is_number()) return rt.fail(std::string("must be real number, not ") + type_name(arg));
+        if (!arg.is_number()) return rt.fail({"must be real number, not ", type_name(arg)});
         char buffer[512];
         const int size = std::snprintf(buffer, sizeof(buffer), "%.*f", precision < 0 ? 6 : precision, arg.as_double());
         writer.write(std::string_view(buffer, static_cast<size_t>(std::max(size, 0))));
       } else {
-        return rt.fail(std::string("unsupported format character '") + conversion + "'");
+        return rt.fail({"unsupported format character '", std::string_view(&conversion, 1), "'"});
       }
     }
     i = plain = j + 1;
