@@ -159,7 +159,7 @@ class ChatStream final : public Answer {
     Json call;
     call["index"] = event.tool_index;
     if (begin) {
-      call["id"] = choice.tool_calls[static_cast<size_t>(event.tool_index)].id;
+      call["id"] = choice.tool_calls.at(static_cast<size_t>(event.tool_index)).id;
       call["type"] = "function";
     }
     call["function"] = std::move(function);

@@ -139,6 +139,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
   /// Feeds the new tokens to the choice's parser and tells the answer.
   void advance(size_t prompt, Choice& choice, TokenUpdate& update) {
     const size_t first = choice.tokens.size();
+    bool parser_finished = false;
     std::vector<TimedEvent> events;
     const auto keep = [&](std::vector<OutputEvent> fresh) {
       const size_t token = choice.tokens.empty() ? 0 : choice.tokens.size() - 1;
@@ -153,7 +154,11 @@ class Generation : public std::enable_shared_from_this<Generation> {
       const bool is_stop_id =
           update.finish == FinishReason::kStop && i + 1 == update.tokens.size() && id == update.matched_id;
       if (is_stop_id) {
-        keep_stop_text(prompt, choice, id, keep);
+        if (keeps_text_of_stop(state_.job.prompts[prompt].parser, id)) {
+          keep(choice.parser->finish());
+          parser_finished = true;
+          keep({OutputEvent{OutputEvent::Kind::kContent, context_->tokenizer->decode({&id, 1}, false), -1}});
+        }
         break;
       }
       keep(choice.parser->push(id));
@@ -167,8 +172,7 @@ class Generation : public std::enable_shared_from_this<Generation> {
       choice.finish = update.finish;
       choice.matched_id = update.finish == FinishReason::kStop ? update.matched_id : -1;
     }
-    if (choice.finished() && !parser_finished_by_stop_) keep(choice.parser->finish());
-    parser_finished_by_stop_ = false;
+    if (choice.finished() && !parser_finished) keep(choice.parser->finish());
     if (first_token_us_ == 0 && !choice.tokens.empty()) first_token_us_ = now_us();
     if (choice.tokens.size() == first && !choice.finished()) return;
     answer_->progress(state_, {choice, first, events});
@@ -176,14 +180,8 @@ class Generation : public std::enable_shared_from_this<Generation> {
   }
 
   /// With include_stop the text of a stop token stays, unless it is a special token that is skipped anyway.
-  template <class Keep>
-  void keep_stop_text(size_t prompt, Choice& choice, int32_t id, Keep& keep) {
-    const auto& options = state_.job.prompts[prompt].parser;
-    if (!options.include_stop || (options.skip_special_tokens && context_->tokenizer->is_special(id))) return;
-    keep(choice.parser->finish());
-    parser_finished_by_stop_ = true;
-    const int32_t ids[] = {id};
-    keep({OutputEvent{OutputEvent::Kind::kContent, context_->tokenizer->decode(ids, false), -1}});
+  bool keeps_text_of_stop(const OutputParserOptions& options, int32_t id) const {
+    return options.include_stop && !(options.skip_special_tokens && context_->tokenizer->is_special(id));
   }
 
   void apply(Choice& choice, const OutputEvent& event) {
@@ -274,7 +272,6 @@ class Generation : public std::enable_shared_from_this<Generation> {
   std::vector<std::string> live_ids_;  // in context_->live
   size_t unfinished_ = 0;              // choices
   int64_t first_token_us_ = 0;
-  bool parser_finished_by_stop_ = false;
   bool done_ = false;
   Status error_;
 };

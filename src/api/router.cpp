@@ -100,10 +100,9 @@ void dispatch(Call call) {
   }
   const Status status = run(route->handler, call);
   if (status.ok()) return;
-  if (http_status(status.code()) >= 500 && status.code() != Code::kUnavailable) {
-    log_event(LogLevel::kError, "handler_failed",
-              {{"request_id", call.request.request_id}, {"route", route->path}, {"why", status.message()}});
-  }
+  const bool ours = http_status(status.code()) >= 500 && status.code() != Code::kUnavailable;
+  log_event(ours ? LogLevel::kError : LogLevel::kDebug, "refused",
+            {{"request_id", call.request.request_id}, {"route", route->path}, {"why", status.message()}});
   exchange->respond(error_response(status, route->shape));
 }
 

@@ -117,16 +117,14 @@ Result<SglangRequest> parse_sglang(const Json& body, const ApiContext& context) 
   return out;
 }
 
-/// The object of one choice as it stands.
-class SglangObject {
+/// The meta_info of one choice as it stands.
+class SglangMeta {
  public:
-  SglangObject(std::shared_ptr<ApiContext> context, SglangFormat format)
+  SglangMeta(std::shared_ptr<ApiContext> context, SglangFormat format)
       : context_(std::move(context)), format_(format) {}
 
-  Json object(const GenerationState& state, const Choice& choice) const {
+  Json meta_info(const GenerationState& state, const Choice& choice) const {
     const PromptJob& prompt = state.job.prompts[choice.prompt];
-    Json ids = Json::array();
-    for (const auto& token : choice.tokens) ids.push_back(token.id);
     Json meta;
     meta["id"] = prompt.client_rid.empty() ? state.job.id : prompt.client_rid;
     meta["finish_reason"] = finish(choice, prompt);
@@ -136,12 +134,10 @@ class SglangObject {
     meta["weight_version"] = "default";
     if (format_.logprobs) add_logprobs(meta, state, choice);
     if (choice.finished()) meta["e2e_latency"] = static_cast<double>(now_us() - state.started_us) * 1e-6;
-    Json out;
-    out["text"] = choice.content;
-    out["output_ids"] = std::move(ids);
-    out["meta_info"] = std::move(meta);
-    return out;
+    return meta;
   }
+
+  bool as_list() const { return format_.as_list; }
 
  private:
   static Json finish(const Choice& choice, const PromptJob& prompt) {
@@ -205,41 +201,69 @@ class SglangObject {
 
 class WholeSglang final : public Answer {
  public:
-  WholeSglang(SglangObject objects, bool as_list, std::shared_ptr<Exchange> exchange)
-      : objects_(std::move(objects)), as_list_(as_list), exchange_(std::move(exchange)) {}
+  WholeSglang(SglangMeta meta, std::shared_ptr<Exchange> exchange)
+      : meta_(std::move(meta)), exchange_(std::move(exchange)) {}
 
   void complete(const GenerationState& state) override {
-    if (!as_list_) return respond_json(*exchange_, objects_.object(state, state.choices[0]));
     Json list = Json::array();
-    for (const auto& choice : state.choices) list.push_back(objects_.object(state, choice));
-    respond_json(*exchange_, list);
+    for (const auto& choice : state.choices) {
+      Json ids = Json::array();
+      for (const auto& token : choice.tokens) ids.push_back(token.id);
+      Json out;
+      out["text"] = choice.content;
+      out["output_ids"] = std::move(ids);
+      out["meta_info"] = meta_.meta_info(state, choice);
+      list.push_back(std::move(out));
+    }
+    respond_json(*exchange_, meta_.as_list() ? list : list[0]);
   }
   void failed(const Status& status) override { exchange_->respond(error_response(status, ErrorShape::kSglang)); }
 
  private:
-  const SglangObject objects_;
-  const bool as_list_;
+  const SglangMeta meta_;
   const std::shared_ptr<Exchange> exchange_;
 };
 
+/// Each event repeats all text and ids so far, so their JSON is kept and only added to.
 class SglangStream final : public Answer {
  public:
-  SglangStream(SglangObject objects, bool as_list, std::shared_ptr<Exchange> exchange)
-      : objects_(std::move(objects)), as_list_(as_list), events_(std::move(exchange)) {}
+  SglangStream(SglangMeta meta, std::shared_ptr<Exchange> exchange)
+      : meta_(std::move(meta)), events_(std::move(exchange)) {}
 
-  void accepted(const GenerationState&) override { events_.begin(); }
+  void accepted(const GenerationState& state) override {
+    so_far_.resize(state.choices.size());
+    events_.begin();
+  }
+
   void progress(const GenerationState& state, const Progress& progress) override {
-    Json object = objects_.object(state, progress.choice);
-    if (as_list_) object["index"] = progress.choice.index;
-    events_.send(dump_json(object));
+    const Choice& choice = progress.choice;
+    SoFar& so_far = so_far_[static_cast<size_t>(choice.index)];
+    for (const auto& timed : progress.events) {
+      const std::string quoted = dump_json(Json(timed.event.text));  // whole characters: pieces join
+      so_far.text.append(quoted, 1, quoted.size() - 2);
+    }
+    for (size_t i = progress.first_token; i < choice.tokens.size(); ++i) {
+      if (i > 0) so_far.ids += ',';
+      so_far.ids += std::to_string(choice.tokens[i].id);
+    }
+    std::string event;
+    event.append("{\"text\":\"").append(so_far.text).append("\",\"output_ids\":[").append(so_far.ids);
+    event.append("],\"meta_info\":").append(dump_json(meta_.meta_info(state, choice)));
+    if (meta_.as_list()) event.append(",\"index\":").append(std::to_string(choice.index));
+    events_.send(event.append("}"));
   }
   void complete(const GenerationState&) override { events_.end(true); }
   void failed(const Status& status) override { events_.fail(status, ErrorShape::kSglang, true); }
 
  private:
-  const SglangObject objects_;
-  const bool as_list_;
+  struct SoFar {
+    std::string text;  ///< JSON, without the quotes
+    std::string ids;   ///< JSON, without the brackets
+  };
+
+  const SglangMeta meta_;
   EventStream events_;
+  std::vector<SoFar> so_far_;
 };
 
 }  // namespace
@@ -270,12 +294,12 @@ Status start_sglang(Call& call, const Json& body) {
     job.text = std::move(request.prompts[i].text);
     generation.prompts.push_back(std::move(job));
   }
-  SglangObject objects(call.context, format);
+  SglangMeta meta(call.context, format);
   std::unique_ptr<Answer> answer;
   if (request.stream) {
-    answer = std::make_unique<SglangStream>(std::move(objects), format.as_list, call.exchange);
+    answer = std::make_unique<SglangStream>(std::move(meta), call.exchange);
   } else {
-    answer = std::make_unique<WholeSglang>(std::move(objects), format.as_list, call.exchange);
+    answer = std::make_unique<WholeSglang>(std::move(meta), call.exchange);
   }
   start_generation(call.context, std::move(generation), std::move(answer), call.exchange);
   return {};

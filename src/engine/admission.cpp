@@ -1,3 +1,4 @@
+// The checks of admission.h, each with a message that says what would have been allowed.
 #include "admission.h"
 
 #include <algorithm>
@@ -8,7 +9,9 @@ namespace {
 
 constexpr int32_t kMaxChoices = 1024;
 
-std::string number(int64_t value) { return std::to_string(value); }
+std::string number(int64_t value) {
+  return std::to_string(value);
+}
 
 Status check_range(const char* field, int64_t value, int64_t low, int64_t high) {
   if (value >= low && value <= high) return {};
@@ -50,8 +53,8 @@ Status check_request(const GenerationRequest& request, const ExecutorLimits& lim
   }
   const auto prompt = static_cast<int64_t>(request.prompt_ids.size());
   const int64_t context = limits.max_context_tokens;
-  const std::string asked = "prompt of " + number(prompt) + " tokens plus max_tokens of " +
-                            number(request.max_new_tokens);
+  const std::string asked =
+      "prompt of " + number(prompt) + " tokens plus max_tokens of " + number(request.max_new_tokens);
   // Two comparisons: the sum of two numbers from outside could overflow.
   if (prompt > context || request.max_new_tokens > context - prompt) {
     return {Code::kContextLength, asked + " exceeds the context of " + number(context) + " tokens", "max_tokens",

@@ -1,3 +1,4 @@
+// Book-keeping of the block pool; see block_manager.h for the states of a block.
 #include "block_manager.h"
 
 #include <numeric>

@@ -29,9 +29,9 @@ using scheduling::Request;
 struct Command {
   enum class Kind { kAdd, kCancel, kCancelAll, kFlush };
   Kind kind = Kind::kAdd;
-  std::shared_ptr<Request> request = {};       // kAdd
-  uint64_t id = 0;                             // kCancel
-  int32_t choice = -1;                         // kCancel
+  std::shared_ptr<Request> request = {};            // kAdd
+  uint64_t id = 0;                                  // kCancel
+  int32_t choice = -1;                              // kCancel
   std::shared_ptr<std::promise<Status>> done = {};  // kFlush
 };
 
@@ -97,14 +97,14 @@ class EngineImpl final : public Engine {
   std::condition_variable wake_;
   std::condition_variable idle_;
   std::deque<Command> inbox_;
-  EngineStats stats_;         // with the queue's counts, which include the inbox
+  EngineStats stats_;                 // with the queue's counts, which include the inbox
   int64_t open_requests_ = 0;         // admitted and not over
   int64_t undelivered_requests_ = 0;  // the same, or over with updates still to be handed out
   uint64_t next_id_ = 1;
   bool draining_ = false;
   bool stopping_ = false;
-  bool closed_ = false;       // nobody reads the inbox any more
-  Status failed_;             // not ok: for ever
+  bool closed_ = false;  // nobody reads the inbox any more
+  Status failed_;        // not ok: for ever
 
   std::thread thread_;  // last: starts when all else is there
 };
@@ -224,8 +224,11 @@ Status EngineImpl::health() const {
   const int64_t since = busy_since_us_.load();
   const int64_t age = since == 0 ? 0 : now_us() - since;
   if (age <= config_.step_timeout_us) return {};
-  return {Code::kUnavailable, "no step completed for " + std::to_string(age / 1'000'000) + " s (allowed: " +
-                                  std::to_string(config_.step_timeout_us / 1'000'000) + " s)", {}, "step_timeout"};
+  return {Code::kUnavailable,
+          "no step completed for " + std::to_string(age / 1'000'000) +
+              " s (allowed: " + std::to_string(config_.step_timeout_us / 1'000'000) + " s)",
+          {},
+          "step_timeout"};
 }
 
 // ---- scheduler thread ----
@@ -263,7 +266,6 @@ bool EngineImpl::serve_once() {
   } else if (Status status = scheduler_.complete(std::move(result).value(), now); !status.ok()) {
     fail(status);
   }
-  if (!scheduler_.has_work()) hand_out();  // no next step to hurry for
   return true;
 }
 

@@ -1,3 +1,4 @@
+// The prefix tree: nodes in one array, chained in hash buckets. No allocation after construction but for long salts.
 #include "prefix_cache.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// SipHash and the chain of block hashes built on it.
 #include "prefix_hash.h"
 
 #include <bit>
@@ -59,7 +60,9 @@ uint64_t siphash24(HashKey key, const void* data, size_t size) {
   return state.v0 ^ state.v1 ^ state.v2 ^ state.v3;
 }
 
-uint64_t PrefixHasher::root(std::string_view salt) const { return siphash24(key_, salt.data(), salt.size()) & mask_; }
+uint64_t PrefixHasher::root(std::string_view salt) const {
+  return siphash24(key_, salt.data(), salt.size()) & mask_;
+}
 
 uint64_t PrefixHasher::block(uint64_t parent, std::span<const int32_t> ids) const {
   // The parent goes in through the key: one pass over the ids, no copy.

@@ -8,7 +8,9 @@ namespace dsv3::scheduling {
 namespace {
 
 /// What a request with several choices is counted as: the gravest end of any.
-FinishReason graver(FinishReason a, FinishReason b) { return static_cast<int>(a) > static_cast<int>(b) ? a : b; }
+FinishReason graver(FinishReason a, FinishReason b) {
+  return static_cast<int>(a) > static_cast<int>(b) ? a : b;
+}
 
 }  // namespace
 
@@ -141,9 +143,15 @@ void Scheduler::finish(Sequence* sequence, TokenUpdate update, FinishReason coun
   switch (request->outcome) {
     case FinishReason::kNone:
     case FinishReason::kStop:
-    case FinishReason::kLength: ++totals_.requests_finished; break;
-    case FinishReason::kAbort: ++totals_.requests_aborted; break;
-    case FinishReason::kError: ++totals_.requests_failed; break;
+    case FinishReason::kLength:
+      ++totals_.requests_finished;
+      break;
+    case FinishReason::kAbort:
+      ++totals_.requests_aborted;
+      break;
+    case FinishReason::kError:
+      ++totals_.requests_failed;
+      break;
   }
   if (observer_) {
     observer_->on_request_done(static_cast<double>(now_us - request->submit_us) * 1e-6, request->outcome,

@@ -146,8 +146,8 @@ class Scheduler {
   std::vector<int32_t> ended_slots_;    // for the next plan; may be used again in that plan
   std::deque<InFlightStep> in_flight_;  // oldest first
   uint64_t next_step_ = 1;
-  uint64_t turns_ = 0;                  // see select_decodes
-  int64_t next_deadline_us_ = 0;        // not later than the first deadline; 0: none
+  uint64_t turns_ = 0;            // see select_decodes
+  int64_t next_deadline_us_ = 0;  // not later than the first deadline; 0: none
 
   std::vector<Delivery> deliveries_;
   Departures departures_;

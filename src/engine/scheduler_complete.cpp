@@ -119,7 +119,8 @@ void Scheduler::take_tokens(Sequence* sequence, SlotOutput* output, TokenUpdate*
       }
     }
     // Tokens of one step arrive together: each gets an even share of the gap.
-    const double gap = sequence->last_token_us == 0 ? 0.0 : static_cast<double>(now_us - sequence->last_token_us) * 1e-6;
+    const double gap =
+        sequence->last_token_us == 0 ? 0.0 : static_cast<double>(now_us - sequence->last_token_us) * 1e-6;
     for (int64_t i = 0; i < gaps; ++i) observer_->on_inter_token(gap / static_cast<double>(gaps));
   }
   request->first_token_seen = true;

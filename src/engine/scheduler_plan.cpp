@@ -69,9 +69,8 @@ void Scheduler::plan_decode(Sequence* sequence, int32_t drafts, StepPlan* plan, 
 void Scheduler::select_decodes(int32_t max_rows) {
   const auto keep = static_cast<size_t>(max_rows);
   if (decodable_.size() <= keep) return;
-  std::stable_sort(decodable_.begin(), decodable_.end(), [](const Sequence* a, const Sequence* b) {
-    return a->last_turn < b->last_turn;
-  });
+  std::stable_sort(decodable_.begin(), decodable_.end(),
+                   [](const Sequence* a, const Sequence* b) { return a->last_turn < b->last_turn; });
   decodable_.resize(keep);
   for (Sequence* sequence : decodable_) sequence->last_turn = ++turns_;
   std::sort(decodable_.begin(), decodable_.end(), RankOrder{});
@@ -90,7 +89,8 @@ bool Scheduler::grow(Sequence* sequence, int32_t rows) {
   const int32_t lacking = blocks_.blocks_for(rows) - static_cast<int32_t>(sequence->blocks.size());
   if (lacking <= 0) return true;
   while (!blocks_.allocate(lacking, &sequence->blocks)) {
-    const auto victim = std::find_if(running_.rbegin(), running_.rend(), [](const Sequence* s) { return !s->reserved; });
+    const auto victim =
+        std::find_if(running_.rbegin(), running_.rend(), [](const Sequence* s) { return !s->reserved; });
     DSV3_CHECK(victim != running_.rend(), "only sequences without a reservation lack blocks");
     Sequence* preempted = *victim;
     preempt(preempted, lacking);
@@ -283,8 +283,8 @@ void Scheduler::plan_chunk(Sequence* sequence, int32_t count, StepPlan* plan, In
 void Scheduler::grant_blocks(Sequence* sequence, StepPlan* plan) {
   const auto granted = static_cast<size_t>(sequence->granted_blocks);
   if (granted == sequence->blocks.size()) return;
-  plan->grants.push_back({sequence->slot, {sequence->blocks.begin() + static_cast<ptrdiff_t>(granted),
-                                           sequence->blocks.end()}});
+  plan->grants.push_back(
+      {sequence->slot, {sequence->blocks.begin() + static_cast<ptrdiff_t>(granted), sequence->blocks.end()}});
   sequence->granted_blocks = static_cast<int32_t>(sequence->blocks.size());
 }
 

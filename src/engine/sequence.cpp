@@ -1,3 +1,4 @@
+// Small facts about sequences, and the making of a request.
 #include "sequence.h"
 
 #include <algorithm>
@@ -5,9 +6,13 @@
 
 namespace dsv3::scheduling {
 
-int32_t Sequence::prompt_tokens() const { return request->prompt_tokens(); }
+int32_t Sequence::prompt_tokens() const {
+  return request->prompt_tokens();
+}
 
-int32_t Sequence::max_length() const { return prompt_tokens() + static_cast<int32_t>(request->body.max_new_tokens); }
+int32_t Sequence::max_length() const {
+  return prompt_tokens() + static_cast<int32_t>(request->body.max_new_tokens);
+}
 
 std::span<const int32_t> Sequence::ids(int32_t start, int32_t count, std::vector<int32_t>* scratch) const {
   const auto& prompt = request->body.prompt_ids;

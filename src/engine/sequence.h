@@ -24,31 +24,31 @@ struct Sequence {
   uint64_t seed = 0;
   State state = State::kParked;
 
-  std::vector<int32_t> output;           ///< confirmed tokens
-  std::vector<uint64_t> output_hashes;   ///< of the full blocks behind the prompt's full ones
+  std::vector<int32_t> output;          ///< confirmed tokens
+  std::vector<uint64_t> output_hashes;  ///< of the full blocks behind the prompt's full ones
 
   // Tokens that steps in flight will add: at least, at most. Zero when nothing is in flight.
   int32_t in_flight = 0, pending_min = 0, pending_max = 0;
 
   // While running.
-  uint32_t epoch = 0;             ///< counts runs; results of an earlier run do not move the rows of this one
+  uint32_t epoch = 0;  ///< counts runs; results of an earlier run do not move the rows of this one
   int32_t slot = -1;
-  bool begun = false;             ///< the executor knows the slot
-  bool reserved = false;          ///< holds blocks for its worst case: is never preempted
-  std::vector<int32_t> blocks;    ///< block table; the first `published_blocks` are nodes of the prefix tree
-  int32_t granted_blocks = 0;     ///< how many of them the executor knows
+  bool begun = false;           ///< the executor knows the slot
+  bool reserved = false;        ///< holds blocks for its worst case: is never preempted
+  std::vector<int32_t> blocks;  ///< block table; the first `published_blocks` are nodes of the prefix tree
+  int32_t granted_blocks = 0;   ///< how many of them the executor knows
   int32_t published_blocks = 0;
-  bool publishing = false;        ///< false once an equal block was found published by somebody else
-  int32_t begin_tokens = 0;       ///< SlotBegin::tokens
-  int32_t cached_rows = 0;        ///< SlotBegin::cached_tokens
-  int32_t planned_rows = 0;       ///< rows of begin_tokens that are cached or planned
-  int32_t computed_rows = 0;      ///< rows known to be right
-  uint64_t last_turn = 0;         ///< among decodes that do not fit one step
+  bool publishing = false;    ///< false once an equal block was found published by somebody else
+  int32_t begin_tokens = 0;   ///< SlotBegin::tokens
+  int32_t cached_rows = 0;    ///< SlotBegin::cached_tokens
+  int32_t planned_rows = 0;   ///< rows of begin_tokens that are cached or planned
+  int32_t computed_rows = 0;  ///< rows known to be right
+  uint64_t last_turn = 0;     ///< among decodes that do not fit one step
 
   // While waiting.
   int32_t preemptions = 0;
-  int32_t bypassed = 0;           ///< sequences started past this one because it did not fit
-  int32_t lacking_blocks = 0;     ///< how many it needed when it last did not fit
+  int32_t bypassed = 0;        ///< sequences started past this one because it did not fit
+  int32_t lacking_blocks = 0;  ///< how many it needed when it last did not fit
   uint64_t lacking_step = 0;
 
   bool sent_prompt_logprobs = false;
@@ -56,7 +56,7 @@ struct Sequence {
 
   int32_t prompt_tokens() const;
   int32_t length() const { return prompt_tokens() + static_cast<int32_t>(output.size()); }
-  int32_t max_length() const;     ///< prompt + max_new_tokens
+  int32_t max_length() const;  ///< prompt + max_new_tokens
   bool prefilling() const { return planned_rows < begin_tokens; }
   bool may_decode() const { return !prefilling() && length() + pending_min < max_length(); }
 
@@ -74,8 +74,8 @@ struct RankOrder {
 };
 
 struct Request : std::enable_shared_from_this<Request> {
-  uint64_t id = 0;                      ///< grows with arrival
-  GenerationRequest body;               ///< sampling.suppressed_ids holds the stop ids where min_tokens asks for it
+  uint64_t id = 0;         ///< grows with arrival
+  GenerationRequest body;  ///< sampling.suppressed_ids holds the stop ids where min_tokens asks for it
   std::shared_ptr<GenerationSink> sink;
   int64_t submit_us = 0;
   std::string salt;                     ///< the client's; without a prefix cache one of its own
@@ -83,10 +83,10 @@ struct Request : std::enable_shared_from_this<Request> {
   std::vector<Sequence> sequences;      ///< [n]; never resized, so pointers to them last as long as the request
   int32_t open = 0;                     ///< sequences that are not done
 
-  bool started = false;                 ///< a sequence has had a slot; the request left the queue
-  bool prompt_computed = false;         ///< later choices may start
+  bool started = false;          ///< a sequence has had a slot; the request left the queue
+  bool prompt_computed = false;  ///< later choices may start
   bool first_token_seen = false;
-  int32_t cached_tokens = 0;            ///< found when it started; the same for all choices
+  int32_t cached_tokens = 0;                  ///< found when it started; the same for all choices
   std::vector<SampledToken> prompt_logprobs;  ///< so far, from position prompt_logprobs_from + 1 on
   int64_t generated_tokens = 0;
   FinishReason outcome = FinishReason::kNone;  ///< the gravest of its choices

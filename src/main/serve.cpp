@@ -108,15 +108,16 @@ Status serve(ServerOptions options) {
   std::string template_name;
   DSV3_ASSIGN(const auto chat_template, ChatTemplate::load(options.tokenizer_path, options.chat_template, *tokenizer, &template_name));
   DSV3_ASSIGN(options.api.generation_defaults, load_generation_defaults(options.model_path));
-  DSV3_ASSIGN(const auto weights, open_weights(options, config));
+  DSV3_ASSIGN(auto weights, open_weights(options, config));
   DSV3_ASSIGN(auto executor, make_model_executor(config, weights, executor_options(options, plan, tokenizer->vocab_size())));
+  weights.reset();  // every rank has its slices; the files need not stay mapped
 
   const std::string& name = options.api.served_model_name.empty() ? options.model_path : options.api.served_model_name;
   const auto metrics = Metrics::create(name, options.server.metrics_compat);
   DSV3_ASSIGN(const auto engine, Engine::create(options.engine, std::move(executor), metrics.get()));
   TaskPool pool(options.server.request_threads, "dsv3-api");
   const auto service = ApiService::create(options.api, {*engine, tokenizer, chat_template, config, pool});
-  DSV3_ASSIGN(const auto server, Server::start(options.server, *service, *engine, *metrics, pool));
+  DSV3_ASSIGN(const auto server, Server::start(options.server, *service, *engine, *metrics));
 
   log_event(LogLevel::kInfo, "ready", {{"seconds", static_cast<double>(now_us() - start_us) / 1e6},
                                        {"host", options.server.host},

@@ -157,8 +157,11 @@ void Answer::on_disconnect(std::function<void()> callback) {
     case State::kOverflown:
       on_disconnect_ = std::move(callback);  // the loop is on its way
       return;
-    case State::kGone: lock.unlock(); break;
-    case State::kComplete: return;
+    case State::kGone:
+      lock.unlock();
+      break;
+    case State::kComplete:
+      return;
   }
   callback();
 }

@@ -22,7 +22,7 @@ class Mailbox {
     std::vector<std::function<void()>> calls;
   };
 
-  Mailbox();   ///< fd() is -1 when the system has no descriptor left
+  Mailbox();  ///< fd() is -1 when the system has no descriptor left
   ~Mailbox();
   Mailbox(const Mailbox&) = delete;
   Mailbox& operator=(const Mailbox&) = delete;
@@ -67,15 +67,15 @@ class Answer {
   bool client_gone() const;
 
   struct News {
-    int status = 0;        ///< of the head, reported once; 0 before and after
-    bool complete = false; ///< nothing follows what take() gave out
-    bool close = false;    ///< the connection must end after this answer
-    bool gone = false;     ///< the client is to be cut off now
+    int status = 0;         ///< of the head, reported once; 0 before and after
+    bool complete = false;  ///< nothing follows what take() gave out
+    bool close = false;     ///< the connection must end after this answer
+    bool gone = false;      ///< the client is to be cut off now
   };
   News take(std::vector<std::string>* writes);  ///< `writes` must be empty
   /// Instead of take() while earlier writes are stuck: true when the client is to be cut off.
   bool is_lost();
-  void written(int64_t bytes);                  ///< makes room under max_buffered_bytes
+  void written(int64_t bytes);  ///< makes room under max_buffered_bytes
   /// The client left. Returns what on_disconnect() was given, once, unless the answer is complete.
   std::function<void()> leave();
   /// The client shut down its sending side: it may have gone, or only be done asking. Work that asked to be told of
@@ -101,7 +101,7 @@ class Answer {
   bool status_reported_ = false;
   bool close_ = false;
   bool chunked_ = false;
-  bool posted_ = false;       // the loop has been told and has not looked yet
+  bool posted_ = false;  // the loop has been told and has not looked yet
   bool half_closed_ = false;
 };
 

@@ -39,7 +39,8 @@ bool KeyRing::admits(const std::string* authorization) const {
 }
 
 bool is_open_path(std::string_view path) {
-  constexpr std::string_view kOpen[] = {"/health", "/healthz", "/livez", "/liveness", "/readyz", "/readiness", "/metrics"};
+  constexpr std::string_view kOpen[] = {"/health", "/healthz",   "/livez",  "/liveness",
+                                        "/readyz", "/readiness", "/metrics"};
   return std::find(std::begin(kOpen), std::end(kOpen), path) != std::end(kOpen);
 }
 

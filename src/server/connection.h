@@ -32,19 +32,19 @@ struct Connection {
   std::shared_ptr<Answer> answer;  ///< null while reading, and for refusals that the loop itself writes
   std::vector<std::string> out;    ///< each one write(); those before out_index are written
   size_t out_index = 0;
-  size_t out_offset = 0;           ///< bytes of out[out_index] already written
-  bool answer_complete = false;    ///< nothing will be added to `out`
+  size_t out_offset = 0;         ///< bytes of out[out_index] already written
+  bool answer_complete = false;  ///< nothing will be added to `out`
   bool close_after = false;
-  bool dropped = false;            ///< closed; lives until the end of this turn of the loop
-  bool head_checked = false;       ///< the request's head was judged (auth, Expect)
+  bool dropped = false;       ///< closed; lives until the end of this turn of the loop
+  bool head_checked = false;  ///< the request's head was judged (auth, Expect)
   bool in_idle_list = false;
   std::list<uint64_t>::iterator idle_entry;
 
-  uint32_t interest = 0;           ///< the epoll mask that is set
-  int64_t charged_bytes = 0;       ///< this request's share of the budget for buffered bodies
-  int64_t phase_since_us = 0;      ///< idle, head, body or linger began; in kAnswering the last write that progressed
-  int64_t deadline_us = kNever;    ///< what the phase allows
-  int64_t armed_us = kNever;       ///< the earliest timer set for it; never later than the deadline
+  uint32_t interest = 0;         ///< the epoll mask that is set
+  int64_t charged_bytes = 0;     ///< this request's share of the budget for buffered bodies
+  int64_t phase_since_us = 0;    ///< idle, head, body or linger began; in kAnswering the last write that progressed
+  int64_t deadline_us = kNever;  ///< what the phase allows
+  int64_t armed_us = kNever;     ///< the earliest timer set for it; never later than the deadline
 
   bool has_output() const { return out_index < out.size(); }
 };

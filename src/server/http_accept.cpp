@@ -8,9 +8,9 @@
 namespace dsv3 {
 namespace {
 
-constexpr int kAcceptsPerTurn = 256;        // then sockets that are open get their turn
-constexpr int64_t kPauseUs = 100'000;       // when the system has no descriptor or memory for a connection
-constexpr int64_t kMinIdleUs = 100'000;     // younger idle connections may have a request under way
+constexpr int kAcceptsPerTurn = 256;     // then sockets that are open get their turn
+constexpr int64_t kPauseUs = 100'000;    // when the system has no descriptor or memory for a connection
+constexpr int64_t kMinIdleUs = 100'000;  // younger idle connections may have a request under way
 constexpr int kEvictionAttempts = 64;
 constexpr size_t kMaxRefusedConnections = 256;  // over the limit, open only to be told so
 
@@ -24,10 +24,17 @@ void HttpLoop::accept_all() {
       accepted = listener_->accept(/*may_refuse=*/true);
     }
     switch (accepted.outcome) {
-      case Listener::Outcome::kAccepted: add_connection(accepted.fd); break;
-      case Listener::Outcome::kNothing: return;
-      case Listener::Outcome::kRefused: handler_.on_response(503); break;
-      case Listener::Outcome::kExhausted: pause_accepting(); return;
+      case Listener::Outcome::kAccepted:
+        add_connection(accepted.fd);
+        break;
+      case Listener::Outcome::kNothing:
+        return;
+      case Listener::Outcome::kRefused:
+        handler_.on_response(503);
+        break;
+      case Listener::Outcome::kExhausted:
+        pause_accepting();
+        return;
     }
   }
 }
@@ -80,6 +87,8 @@ void HttpLoop::pause_accepting() {
   log_event(LogLevel::kWarn, "accept_paused", {{"connections", connections_.size()}});
 }
 
-void HttpLoop::close_listener() { listener_.reset(); }  // closing takes it out of the epoll set
+void HttpLoop::close_listener() {
+  listener_.reset();
+}  // closing takes it out of the epoll set
 
 }  // namespace dsv3

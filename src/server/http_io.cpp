@@ -8,8 +8,14 @@
 #include "http_loop.h"
 
 namespace dsv3 {
+namespace {
 
-// --- reading ----------------------------------------------------------------------------------------------------------
+constexpr int kWritesPerTurn = 8;  // of one connection; then the others get their turn
+
+}  // namespace
+
+// --- reading
+// ----------------------------------------------------------------------------------------------------------
 
 void HttpLoop::read_ready(Connection& connection) {
   const ssize_t got = recv(connection.fd, scratch_.data(), scratch_.size(), MSG_DONTWAIT);
@@ -57,9 +63,12 @@ bool HttpLoop::judge(Connection& connection) {
       return false;
     }
     if (parser.message().expects_continue && parser.state() == HttpParser::State::kBody) {
-      // Fits any socket buffer that is not stuffed; a client that reads nothing misses nothing, as it may go on anyway.
-      [[maybe_unused]] const ssize_t sent =
-          send(connection.fd, kContinue.data(), kContinue.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+      const ssize_t sent = send(connection.fd, kContinue.data(), kContinue.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+      // Without room for it the client goes on by itself after a while; half of it would garble the next answer.
+      if (sent > 0 && static_cast<size_t>(sent) < kContinue.size()) {
+        client_gone(connection);
+        return false;
+      }
     }
   }
   const auto growth = static_cast<int64_t>(parser.body_bytes()) - connection.charged_bytes;
@@ -147,7 +156,8 @@ void HttpLoop::peer_half_closed(Connection& connection) {
   drop(connection, /*reset=*/false);
 }
 
-// --- writing ----------------------------------------------------------------------------------------------------------
+// --- writing
+// ----------------------------------------------------------------------------------------------------------
 
 void HttpLoop::flush(Connection& connection) {
   if (!write_out(connection)) return;
@@ -173,10 +183,11 @@ void HttpLoop::flush(Connection& connection) {
 bool HttpLoop::write_out(Connection& connection) {
   int64_t written_bytes = 0;
   int error = 0;
-  while (connection.has_output()) {
+  for (int writes = 0; writes < kWritesPerTurn && connection.has_output(); ++writes) {
     const std::string& bytes = connection.out[connection.out_index];
     const size_t left_bytes = bytes.size() - connection.out_offset;
-    const ssize_t sent = send(connection.fd, bytes.data() + connection.out_offset, left_bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
+    const ssize_t sent =
+        send(connection.fd, bytes.data() + connection.out_offset, left_bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
     if (sent < 0) {
       if (errno == EINTR) continue;
       error = errno;
@@ -199,6 +210,7 @@ bool HttpLoop::write_out(Connection& connection) {
     return false;
   }
   if (connection.has_output()) {
+    // Either the socket is full, or this connection had its share of the turn and EPOLLOUT brings it back in the next.
     set_interest(connection, connection.interest | EPOLLOUT);
     update_deadline(connection);
     return false;

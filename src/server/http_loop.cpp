@@ -17,7 +17,7 @@ namespace dsv3 {
 namespace {
 
 constexpr size_t kReadBytes = 64 << 10;
-constexpr int kSpareDescriptors = 512;       // beside connections: files, model shards, NCCL, refused connections
+constexpr int kSpareDescriptors = 512;  // beside connections: files, model shards, NCCL, refused connections
 constexpr int64_t kLingerUs = 5'000'000;
 
 }  // namespace
@@ -58,8 +58,7 @@ Result<std::unique_ptr<HttpLoop>> HttpLoop::create(const ServerConfig& config, H
   event.data.u64 = kMailboxId;
   const bool reachable = epoll_ctl(epoll_fd, EPOLL_CTL_ADD, mailbox->fd(), &event) == 0;
   // From here on the loop's destructor closes everything.
-  std::unique_ptr<HttpLoop> loop(
-      new HttpLoop(config, handler, std::move(listener), epoll_fd, std::move(mailbox)));
+  std::unique_ptr<HttpLoop> loop(new HttpLoop(config, handler, std::move(listener), epoll_fd, std::move(mailbox)));
   if (!listening || !reachable) return Status(Code::kUnavailable, "the system refuses to watch the listening socket");
   return loop;
 }
@@ -91,7 +90,16 @@ void HttpLoop::run() {
     dropped_.clear();
   }
   close_listener();
-  while (!connections_.empty()) client_gone(*connections_.begin()->second);
+  while (!connections_.empty()) {
+    Connection& connection = *connections_.begin()->second;
+    if (connection.phase == Connection::Phase::kAnswering) {
+      client_gone(connection);
+    } else {
+      // Unread bytes would turn the close into a reset, and an answer still on its way would be lost with it.
+      if (connection.phase == Connection::Phase::kLingering) read_ready(connection);
+      drop(connection, /*reset=*/false);
+    }
+  }
   dropped_.clear();
 }
 
@@ -168,14 +176,18 @@ void HttpLoop::on_deadline(Connection& connection) {
   switch (connection.phase) {
     case Connection::Phase::kReading:
       switch (connection.parser.state()) {
-        case HttpParser::State::kHead: return refuse(connection, {408, "the request head took too long to arrive"});
-        case HttpParser::State::kBody: return refuse(connection, {408, "the request body arrives too slowly"});
-        default: return drop(connection, /*reset=*/false);
+        case HttpParser::State::kHead:
+          return refuse(connection, {408, "the request head took too long to arrive"});
+        case HttpParser::State::kBody:
+          return refuse(connection, {408, "the request body arrives too slowly"});
+        default:
+          return drop(connection, /*reset=*/false);
       }
     case Connection::Phase::kAnswering:
       log_event(LogLevel::kDebug, "client_stalled");
       return client_gone(connection);
-    case Connection::Phase::kLingering: return drop(connection, /*reset=*/false);
+    case Connection::Phase::kLingering:
+      return drop(connection, /*reset=*/false);
   }
 }
 
@@ -185,7 +197,9 @@ void HttpLoop::update_deadline(Connection& connection) {
   switch (connection.phase) {
     case Connection::Phase::kReading:
       switch (connection.parser.state()) {
-        case HttpParser::State::kHead: deadline = since + config_.header_timeout_us; break;
+        case HttpParser::State::kHead:
+          deadline = since + config_.header_timeout_us;
+          break;
         case HttpParser::State::kBody: {
           // The moment from which on the bytes received so far are too few, at the least rate allowed.
           const auto bytes = static_cast<int64_t>(connection.parser.body_bytes());
@@ -193,13 +207,16 @@ void HttpLoop::update_deadline(Connection& connection) {
           deadline = since + std::max(config_.header_timeout_us, bytes * 1'000'000 / rate);
           break;
         }
-        default: deadline = since + config_.idle_timeout_us;
+        default:
+          deadline = since + config_.idle_timeout_us;
       }
       break;
     case Connection::Phase::kAnswering:
       if (connection.has_output()) deadline = since + config_.send_stall_timeout_us;
       break;
-    case Connection::Phase::kLingering: deadline = since + kLingerUs; break;
+    case Connection::Phase::kLingering:
+      deadline = since + kLingerUs;
+      break;
   }
   connection.deadline_us = deadline;
   if (deadline < connection.armed_us) {
@@ -268,7 +285,7 @@ void HttpLoop::drop(Connection& connection, bool reset) {
   uncharge(connection);
   connection.answer.reset();
   if (reset) {
-    const struct ::linger option{1, 0};
+    const struct ::linger option { 1, 0 };
     setsockopt(connection.fd, SOL_SOCKET, SO_LINGER, &option, sizeof option);
   }
   close(connection.fd);
@@ -277,7 +294,8 @@ void HttpLoop::drop(Connection& connection, bool reset) {
   connections_.erase(found);
 }
 
-// --- life cycle, called from other threads ----------------------------------------------------------------------------
+// --- life cycle, called from other threads
+// ----------------------------------------------------------------------------
 
 void HttpLoop::stop_accepting() {
   mailbox_->draining.store(true);

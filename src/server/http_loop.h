@@ -120,7 +120,7 @@ class HttpLoop {
   uint64_t next_id_;
   std::vector<char> scratch_;  // one recv()
   Mailbox::Contents mail_;
-  int64_t now_us_ = 0;         // of this turn
+  int64_t now_us_ = 0;  // of this turn
   bool stopping_ = false;
 
   std::atomic<int64_t> buffered_body_bytes_{0};
@@ -128,7 +128,7 @@ class HttpLoop {
   std::condition_variable idle_changed_;
   int num_answering_ = 0;  // guarded by idle_mutex_
   std::mutex stop_mutex_;
-  std::thread thread_;     // guarded by stop_mutex_ once started
+  std::thread thread_;  // guarded by stop_mutex_ once started
 };
 
 }  // namespace dsv3

@@ -14,9 +14,9 @@ struct ResponseHead {
   std::string_view content_type;
   int64_t content_length = -1;  ///< -1: not announced (chunked, until close, or no body at all)
   bool chunked = false;
-  bool event_stream = false;    ///< adds the headers that keep proxies from holding events back
+  bool event_stream = false;  ///< adds the headers that keep proxies from holding events back
   bool keep_alive = true;
-  int minor_version = 1;        ///< of the request: HTTP/1.0 is told about keep-alive explicitly
+  int minor_version = 1;  ///< of the request: HTTP/1.0 is told about keep-alive explicitly
   bool cors = false;
   std::string_view request_id;
 };

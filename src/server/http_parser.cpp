@@ -11,9 +11,9 @@ namespace {
 
 constexpr size_t kMaxMethodBytes = 32;
 constexpr size_t kMaxChunkSizeDigits = 16;
-constexpr size_t kMaxLengthDigits = 18;       // fits int64 without overflow
+constexpr size_t kMaxLengthDigits = 18;  // fits int64 without overflow
 constexpr size_t kFirstBodyReserve = 64 << 10;
-constexpr size_t kKeptLineBytes = 512;        // larger line buffers are given back after each request
+constexpr size_t kKeptLineBytes = 512;  // larger line buffers are given back after each request
 
 // RFC 9110 tchar: what methods and field names are made of.
 constexpr std::array<bool, 256> make_token_table() {
@@ -36,7 +36,9 @@ bool is_digits(std::string_view text) {
   return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
 }
 
-char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c; }
+char lower(char c) {
+  return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+}
 
 std::string to_lower(std::string_view text) {
   std::string out(text);
@@ -61,13 +63,14 @@ int hex_digit(char c) {
   return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
-bool is_control(unsigned char c) { return c < 0x20 || c == 0x7f; }
+bool is_control(unsigned char c) {
+  return c < 0x20 || c == 0x7f;
+}
 
 // A line's bytes may be anything but control characters; tab is legal in values, CR and LF only as its end.
 bool has_stray_control(std::string_view bytes) {
-  return std::any_of(bytes.begin(), bytes.end(), [](unsigned char c) {
-    return is_control(c) && c != '\t' && c != '\r' && c != '\n';
-  });
+  return std::any_of(bytes.begin(), bytes.end(),
+                     [](unsigned char c) { return is_control(c) && c != '\t' && c != '\r' && c != '\n'; });
 }
 
 // An encoded line break in a header is an attempt on whoever decodes it later; nothing real sends one.
@@ -177,7 +180,9 @@ size_t HttpParser::feed_line(std::string_view bytes) {
 
 void HttpParser::on_line(std::string_view line) {
   switch (step_) {
-    case Step::kRequestLine: on_request_line(line); break;
+    case Step::kRequestLine:
+      on_request_line(line);
+      break;
     case Step::kHeaderLine:
       if (line.empty()) {
         on_head_end();
@@ -192,10 +197,15 @@ void HttpParser::on_line(std::string_view line) {
         on_field(line, /*trailer=*/true);
       }
       break;
-    case Step::kChunkSize: on_chunk_size(line); break;
-    case Step::kChunkEnd: step_ = Step::kChunkSize; break;  // feed_line saw that it is exactly CR LF
+    case Step::kChunkSize:
+      on_chunk_size(line);
+      break;
+    case Step::kChunkEnd:
+      step_ = Step::kChunkSize;
+      break;  // feed_line saw that it is exactly CR LF
     case Step::kFixedBody:
-    case Step::kChunkData: break;  // not read by lines
+    case Step::kChunkData:
+      break;  // not read by lines
   }
 }
 

@@ -15,7 +15,7 @@ namespace dsv3 {
 struct HttpLimits {
   size_t max_header_bytes = 32 << 10;  ///< request line, header fields and trailers together
   size_t max_headers = 100;
-  size_t max_body_bytes = 32 << 20;    ///< decoded, that is without chunk framing
+  size_t max_body_bytes = 32 << 20;  ///< decoded, that is without chunk framing
 };
 
 /// Why a request is refused. Texts are constants: nothing of the request is repeated.
@@ -81,10 +81,10 @@ class HttpParser {
   Step step_ = Step::kRequestLine;
   HttpFault fault_;
   HttpMessage message_;
-  std::string line_;             // the part of a line that came with earlier bytes
-  size_t head_bytes_ = 0;        // of lines, against max_header_bytes
-  size_t num_fields_ = 0;        // header and trailer fields, against max_headers
-  uint64_t remaining_bytes_ = 0; // of the fixed body or of the chunk
+  std::string line_;              // the part of a line that came with earlier bytes
+  size_t head_bytes_ = 0;         // of lines, against max_header_bytes
+  size_t num_fields_ = 0;         // header and trailer fields, against max_headers
+  uint64_t remaining_bytes_ = 0;  // of the fixed body or of the chunk
   uint64_t content_length_ = 0;
   bool has_length_ = false;
   bool chunked_ = false;

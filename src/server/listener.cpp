@@ -17,8 +17,8 @@
 namespace dsv3 {
 namespace {
 
-constexpr int kBacklog = 4096;              // a load generator opens thousands of connections at once
-constexpr int kMaxAttempts = 16;            // connections that died while they waited, skipped in one call
+constexpr int kBacklog = 4096;                    // a load generator opens thousands of connections at once
+constexpr int kMaxAttempts = 16;                  // connections that died while they waited, skipped in one call
 constexpr int kNotSentLowWaterBytes = 128 << 10;  // what the kernel holds for a client that does not read
 
 constexpr std::string_view kRefusalBody =
@@ -29,7 +29,9 @@ constexpr std::string_view kRefusalHead =
     "Connection: close\r\n\r\n";
 static_assert(kRefusalBody.size() == 114, "kRefusalHead announces this length");
 
-std::string system_reason(int error) { return std::system_category().message(error); }
+std::string system_reason(int error) {
+  return std::system_category().message(error);
+}
 
 void set_int(int fd, int level, int option, int value) {
   // An option that a kernel lacks costs comfort, not correctness.

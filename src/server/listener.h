@@ -25,9 +25,9 @@ class Listener {
 
   enum class Outcome {
     kAccepted,
-    kNothing,       ///< nobody waits
-    kRefused,       ///< no descriptor: the client that waited was told 503 and closed, with the one kept for that
-    kExhausted,     ///< no descriptor or memory at all: pause accepting
+    kNothing,    ///< nobody waits
+    kRefused,    ///< no descriptor: the client that waited was told 503 and closed, with the one kept for that
+    kExhausted,  ///< no descriptor or memory at all: pause accepting
   };
   struct Accepted {
     Outcome outcome = Outcome::kNothing;

@@ -1,13 +1,13 @@
 // Metrics: histograms filled by the scheduler thread, counters and gauges read from EngineStats at each scrape, and the
 // text of it all, under our names and, where asked for, under those of the peers' dashboards.
+#include <prometheus/histogram.h>
+#include <prometheus/text_serializer.h>
+
 #include <array>
 #include <atomic>
 #include <map>
 #include <mutex>
 #include <sstream>
-
-#include <prometheus/histogram.h>
-#include <prometheus/text_serializer.h>
 
 #include "dsv3/base/clock.h"
 #include "dsv3/base/log.h"
@@ -28,13 +28,19 @@ Buckets doubling(double first, double last) {
   return out;
 }
 
-Buckets first_token_buckets() { return doubling(0.001, 131.072); }
-Buckets end_to_end_buckets() { return doubling(0.1, 1638.4); }
+Buckets first_token_buckets() {
+  return doubling(0.001, 131.072);
+}
+Buckets end_to_end_buckets() {
+  return doubling(0.1, 1638.4);
+}
 Buckets inter_token_buckets() {
   return {0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04,
           0.05,  0.075, 0.1,   0.15,  0.2,   0.3,  0.5,   1,    2,    5};
 }
-Buckets step_token_buckets() { return doubling(1, 16384); }
+Buckets step_token_buckets() {
+  return doubling(1, 16384);
+}
 Buckets request_token_buckets() {
   Buckets out;
   for (double decade = 1; decade <= 100'000; decade *= 10) {
@@ -51,13 +57,17 @@ struct Names {
   std::vector<const char*> sglang = {};
 };
 
-double ratio(double part, double whole) { return whole > 0 ? part / whole : 0; }
+double ratio(double part, double whole) {
+  return whole > 0 ? part / whole : 0;
+}
 
 // Families under all wanted names, in the order of the calls.
 class Exposition {
  public:
   Exposition(const std::string& model_name, bool vllm, bool sglang)
-      : own_{{"model_name", model_name}}, vllm_{{"model_name", model_name}, {"engine", "0"}}, with_vllm_(vllm),
+      : own_{{"model_name", model_name}},
+        vllm_{{"model_name", model_name}, {"engine", "0"}},
+        with_vllm_(vllm),
         with_sglang_(sglang) {}
 
   void gauge(const Names& names, double value) { single(names, MetricType::Gauge, value); }
@@ -159,8 +169,10 @@ class MetricsImpl final : public Metrics {
     out.gauge({"num_requests_waiting", "Requests in the queue.", {"num_requests_waiting"}, {"num_queue_reqs"}},
               stats.queued);
     out.gauge({"num_tokens_waiting", "Prompt tokens in the queue."}, static_cast<double>(stats.queued_tokens));
-    out.gauge({"kv_cache_usage_perc", "Share of KV blocks held by sequences, 0 to 1.",
-               {"kv_cache_usage_perc", "gpu_cache_usage_perc"}, {"token_usage"}},
+    out.gauge({"kv_cache_usage_perc",
+               "Share of KV blocks held by sequences, 0 to 1.",
+               {"kv_cache_usage_perc", "gpu_cache_usage_perc"},
+               {"token_usage"}},
               ratio(stats.blocks_used, stats.blocks_total));
     std::vector<ClientMetric> blocks;
     for (const auto& [state, count] : {std::pair{"used", stats.blocks_used}, std::pair{"cached", stats.blocks_cached},
@@ -177,20 +189,28 @@ class MetricsImpl final : public Metrics {
     out.add({"cache_config_info", "Size of the KV cache.", {"cache_config_info"}}, MetricType::Gauge, {info});
     out.gauge({nullptr, "Share of prompt tokens found in the prefix cache.", {}, {"cache_hit_rate"}},
               ratio(static_cast<double>(stats.cached_tokens), static_cast<double>(stats.prompt_tokens)));
-    out.gauge({"generation_throughput", "Generated tokens per second, over at least the last second between scrapes.",
-               {}, {"gen_throughput"}},
+    out.gauge({"generation_throughput",
+               "Generated tokens per second, over at least the last second between scrapes.",
+               {},
+               {"gen_throughput"}},
               throughput(stats.generated_tokens));
   }
 
   void add_counters(const EngineStats& stats, Exposition& out) {
     const auto count = [&out](const Names& names, int64_t value) { out.counter(names, static_cast<double>(value)); };
-    count({"prompt_tokens_total", "Prompt tokens of admitted requests.", {"prompt_tokens_total"}, {"prompt_tokens_total"}},
+    count({"prompt_tokens_total",
+           "Prompt tokens of admitted requests.",
+           {"prompt_tokens_total"},
+           {"prompt_tokens_total"}},
           stats.prompt_tokens);
     count({"generation_tokens_total", "Generated tokens.", {"generation_tokens_total"}, {"generation_tokens_total"}},
           stats.generated_tokens);
-    count({"prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.", {"prefix_cache_queries_total"}},
-          stats.prompt_tokens);
-    count({"prefix_cache_hits_total", "Prompt tokens found in the prefix cache.", {"prefix_cache_hits_total"},
+    count(
+        {"prefix_cache_queries_total", "Prompt tokens looked up in the prefix cache.", {"prefix_cache_queries_total"}},
+        stats.prompt_tokens);
+    count({"prefix_cache_hits_total",
+           "Prompt tokens found in the prefix cache.",
+           {"prefix_cache_hits_total"},
            {"cached_tokens_total"}},
           stats.cached_tokens);
     count({"num_preemptions_total", "Sequences put back into the queue for lack of blocks.", {"num_preemptions_total"}},
@@ -228,7 +248,8 @@ class MetricsImpl final : public Metrics {
     out.counter({"spec_decode_num_drafts_total", "Verification rounds.", {"spec_decode_num_drafts_total"}}, drafts);
     out.counter({"spec_decode_num_draft_tokens_total", "Drafted tokens.", {"spec_decode_num_draft_tokens_total"}},
                 proposed);
-    out.counter({"spec_decode_num_accepted_tokens_total", "Drafted tokens accepted.",
+    out.counter({"spec_decode_num_accepted_tokens_total",
+                 "Drafted tokens accepted.",
                  {"spec_decode_num_accepted_tokens_total"}},
                 accepted);
     std::vector<ClientMetric> positions;
@@ -236,7 +257,8 @@ class MetricsImpl final : public Metrics {
       positions.push_back(
           labelled_counter("position", std::to_string(i), static_cast<double>(stats.drafts_accepted_at[i])));
     }
-    out.add({"spec_decode_num_accepted_tokens_per_pos_total", "Drafted tokens accepted, by position.",
+    out.add({"spec_decode_num_accepted_tokens_per_pos_total",
+             "Drafted tokens accepted, by position.",
              {"spec_decode_num_accepted_tokens_per_pos_total"}},
             MetricType::Counter, positions);
     out.gauge({nullptr, "Tokens a verification round yields.", {}, {"spec_accept_length"}},
@@ -245,23 +267,34 @@ class MetricsImpl final : public Metrics {
   }
 
   void add_histograms(Exposition& out) {
-    out.histogram({"time_to_first_token_seconds", "From submission to the first token.", {"time_to_first_token_seconds"},
+    out.histogram({"time_to_first_token_seconds",
+                   "From submission to the first token.",
+                   {"time_to_first_token_seconds"},
                    {"time_to_first_token_seconds"}},
                   first_token_);
-    out.histogram({"inter_token_latency_seconds", "Between two tokens of a choice.",
+    out.histogram({"inter_token_latency_seconds",
+                   "Between two tokens of a choice.",
                    {"inter_token_latency_seconds", "time_per_output_token_seconds"},
                    {"inter_token_latency_seconds", "time_per_output_token_seconds"}},
                   inter_token_);
-    out.histogram({"e2e_request_latency_seconds", "From submission to the end of a request.",
-                   {"e2e_request_latency_seconds"}, {"e2e_request_latency_seconds"}},
+    out.histogram({"e2e_request_latency_seconds",
+                   "From submission to the end of a request.",
+                   {"e2e_request_latency_seconds"},
+                   {"e2e_request_latency_seconds"}},
                   end_to_end_);
-    out.histogram({"request_queue_time_seconds", "From submission to the first step.", {"request_queue_time_seconds"},
+    out.histogram({"request_queue_time_seconds",
+                   "From submission to the first step.",
+                   {"request_queue_time_seconds"},
                    {"queue_time_seconds"}},
                   queue_time_);
-    out.histogram({"request_prompt_tokens", "Prompt tokens of a request.", {"request_prompt_tokens"},
+    out.histogram({"request_prompt_tokens",
+                   "Prompt tokens of a request.",
+                   {"request_prompt_tokens"},
                    {"prompt_tokens_histogram"}},
                   prompt_tokens_);
-    out.histogram({"request_generation_tokens", "Generated tokens of a request.", {"request_generation_tokens"},
+    out.histogram({"request_generation_tokens",
+                   "Generated tokens of a request.",
+                   {"request_generation_tokens"},
                    {"generation_tokens_histogram"}},
                   generated_tokens_);
     out.histogram({"iteration_tokens_total", "Rows of a step.", {"iteration_tokens_total"}}, step_tokens_);
@@ -293,7 +326,7 @@ class MetricsImpl final : public Metrics {
   prometheus::Histogram step_time_{inter_token_buckets()};
   std::array<std::atomic<int64_t>, kFinishReasons.size()> finished_{};
   std::mutex mutex_;
-  std::map<int, int64_t> responses_;       // guarded by mutex_, like all below
+  std::map<int, int64_t> responses_;  // guarded by mutex_, like all below
   int64_t sample_us_ = now_us();
   int64_t sample_tokens_ = 0;
   double throughput_ = 0;

@@ -33,9 +33,13 @@ class ServerImpl final : public Server, private HttpHandler {
     DSV3_ASSIGN(loop_, HttpLoop::create(config_, *this));
     loop_->start();
     log_event(LogLevel::kInfo, "listening",
-              {{"host", config_.host}, {"port", loop_->port()}, {"auth", !config_.api_keys.empty()},
-               {"max_connections", config_.max_connections}, {"max_body_bytes", config_.max_body_bytes},
-               {"max_header_bytes", config_.max_header_bytes}, {"max_buffered_bytes", config_.max_buffered_bytes}});
+              {{"host", config_.host},
+               {"port", loop_->port()},
+               {"auth", !config_.api_keys.empty()},
+               {"max_connections", config_.max_connections},
+               {"max_body_bytes", config_.max_body_bytes},
+               {"max_header_bytes", config_.max_header_bytes},
+               {"max_buffered_bytes", config_.max_buffered_bytes}});
     return {};
   }
 
@@ -123,7 +127,8 @@ class ServerImpl final : public Server, private HttpHandler {
 Status check(const ServerConfig& config) {
   const auto positive = [](int64_t value, const char* name) {
     if (value > 0) return Status();
-    return Status(Code::kInvalidArgument, std::string(name) + " is " + std::to_string(value) + ", must be positive", name);
+    return Status(Code::kInvalidArgument, std::string(name) + " is " + std::to_string(value) + ", must be positive",
+                  name);
   };
   DSV3_TRY(positive(config.max_header_bytes, "max_header_bytes"));
   DSV3_TRY(positive(config.max_headers, "max_headers"));
@@ -144,10 +149,10 @@ Status check(const ServerConfig& config) {
 
 }  // namespace
 
-// Requests have threads of their own (config.request_threads) and not `pool`: tokenising a huge prompt there would hold
-// up the streams that are written from it.
+// Requests have threads of their own (config.request_threads), apart from the ones that answers are made on: tokenising
+// a huge prompt there would hold up the streams.
 Result<std::unique_ptr<Server>> Server::start(const ServerConfig& config, ApiService& service, Engine& engine,
-                                              Metrics& metrics, TaskPool& /*pool*/) {
+                                              Metrics& metrics) {
   DSV3_TRY(check(config));
   auto server = std::make_unique<ServerImpl>(config, service, engine, metrics);
   DSV3_TRY(server->open());

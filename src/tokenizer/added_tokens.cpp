@@ -37,7 +37,9 @@ std::vector<ByteRange> take_matches(const TokenTrie& trie, std::string_view text
 
 }  // namespace
 
-TokenTrie::TokenTrie() : nodes_(1) { root_children_.fill(-1); }
+TokenTrie::TokenTrie() : nodes_(1) {
+  root_children_.fill(-1);
+}
 
 int32_t TokenTrie::child(int32_t node, char byte) const {
   const auto wanted = static_cast<unsigned char>(byte);
@@ -105,8 +107,7 @@ std::vector<TokenTrie::Match> AddedTokens::find_all(std::string_view text, std::
   std::vector<TokenTrie::Match> matches;
   const std::vector<ByteRange> rest = take_matches(raw_, text, trusted_stretches(text.size(), untrusted), matches);
   take_matches(normalized_, text, rest, matches);
-  std::sort(matches.begin(), matches.end(),
-            [](const auto& a, const auto& b) { return a.where.begin < b.where.begin; });
+  std::sort(matches.begin(), matches.end(), [](const auto& a, const auto& b) { return a.where.begin < b.where.begin; });
   return matches;
 }
 

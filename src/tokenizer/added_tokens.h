@@ -40,7 +40,7 @@ class TokenTrie {
 
   int32_t child(int32_t node, char byte) const;
 
-  std::vector<Node> nodes_;               // [0] is the root
+  std::vector<Node> nodes_;                   // [0] is the root
   std::array<int32_t, 256> root_children_{};  // -1 where no text begins so: most places are passed over by this
 };
 

@@ -93,7 +93,9 @@ std::string BpeTokenizer::decode(std::span<const int32_t> ids, bool skip_special
   return text;
 }
 
-bool BpeTokenizer::is_known(int32_t id) const { return id >= 0 && id < vocab_size(); }
+bool BpeTokenizer::is_known(int32_t id) const {
+  return id >= 0 && id < vocab_size();
+}
 
 bool BpeTokenizer::is_added(int32_t id) const {
   return is_known(id) && kinds_[static_cast<size_t>(id)] != TokenKind::kText;

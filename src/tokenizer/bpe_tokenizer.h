@@ -16,8 +16,7 @@ class BpeTokenizer final : public Tokenizer {
  public:
   static Result<std::shared_ptr<const Tokenizer>> make(TokenizerFile file, const TokenizerConfigFile& config);
 
-  std::vector<int32_t> encode(std::string_view text, bool add_bos,
-                              std::span<const ByteRange> untrusted) const override;
+  std::vector<int32_t> encode(std::string_view text, bool add_bos, std::span<const ByteRange> untrusted) const override;
   std::string_view token_bytes(int32_t id) const override;
   std::string decode(std::span<const int32_t> ids, bool skip_special_tokens) const override;
   bool is_known(int32_t id) const override;

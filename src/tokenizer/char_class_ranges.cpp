@@ -238,9 +238,17 @@ constexpr CodePointRange kWhiteSpaceRanges[] = {
 
 }  // namespace
 
-std::span<const CodePointRange> letter_or_mark_ranges() { return kLetterOrMarkRanges; }
-std::span<const CodePointRange> number_ranges() { return kNumberRanges; }
-std::span<const CodePointRange> punctuation_or_symbol_ranges() { return kPunctuationOrSymbolRanges; }
-std::span<const CodePointRange> white_space_ranges() { return kWhiteSpaceRanges; }
+std::span<const CodePointRange> letter_or_mark_ranges() {
+  return kLetterOrMarkRanges;
+}
+std::span<const CodePointRange> number_ranges() {
+  return kNumberRanges;
+}
+std::span<const CodePointRange> punctuation_or_symbol_ranges() {
+  return kPunctuationOrSymbolRanges;
+}
+std::span<const CodePointRange> white_space_ranges() {
+  return kWhiteSpaceRanges;
+}
 
 }  // namespace dsv3

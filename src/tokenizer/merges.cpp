@@ -52,7 +52,8 @@ Result<Merges> Merges::build(const std::array<int32_t, 256>& byte_ids, std::span
     if (placed || duplicate < merges.size()) break;
   }
   if (duplicate < merges.size()) {
-    return Status(Code::kBadModelFile, "tokenizer.json: model.merges[" + std::to_string(duplicate) + "] merges a pair a second time");
+    return Status(Code::kBadModelFile,
+                  "tokenizer.json: model.merges[" + std::to_string(duplicate) + "] merges a pair a second time");
   }
   if (!placed) return Status(Code::kBadModelFile, "tokenizer.json: model.merges has pairs that collide too often");
 

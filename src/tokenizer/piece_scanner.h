@@ -12,11 +12,15 @@ namespace dsv3 {
 /// The patterns that PieceScanner stands for, in their order; a tokenizer.json must have exactly these.
 inline constexpr std::string_view kDigitsPattern = R"(\p{N}{1,3})";
 inline constexpr std::string_view kCjkPattern = "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+";
+// clang-format off
 inline constexpr std::string_view kWordsPattern =
-    R"([!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+)"
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+"
     "|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
     "| ?[\\p{P}\\p{S}]+[\r\n]*"
-    R"(|\s*[)" "\r\n" R"(]+|\s+(?!\S)|\s+)";
+    "|\\s*[\r\n]+"
+    "|\\s+(?!\\S)"
+    "|\\s+";
+// clang-format on
 
 /// Yields the pieces of `text` in order; joined they are the text. The text must be valid UTF-8 and outlive this.
 class PieceScanner {
@@ -28,8 +32,8 @@ class PieceScanner {
  private:
   struct Char {
     CharClass kind = CharClass::kOther;
-    bool cjk = false;      // in the class of kCjkPattern
-    bool inside = false;   // false at the end of the text and where another section begins
+    bool cjk = false;     // in the class of kCjkPattern
+    bool inside = false;  // false at the end of the text and where another section begins
     uint32_t bytes = 0;
   };
 

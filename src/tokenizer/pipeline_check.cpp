@@ -14,7 +14,9 @@ using tokenizer_file::shown;
 using tokenizer_file::shown_value;
 using tokenizer_file::string_member;
 
-Status bad(std::string message) { return tokenizer_file::bad("tokenizer.json", std::move(message)); }
+Status bad(std::string message) {
+  return tokenizer_file::bad("tokenizer.json", std::move(message));
+}
 
 // A stage's type as a message shows it.
 std::string type_of(const Json& stage) {
@@ -99,8 +101,8 @@ Status check_pipeline(const Json& root) {
 
 Status check_model(const Json& model) {
   if (!is_type(model, "BPE")) return bad("model.type is " + type_of(model) + ", must be \"BPE\"");
-  for (const char* name : {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback",
-                           "ignore_merges"}) {
+  for (const char* name :
+       {"dropout", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback", "ignore_merges"}) {
     if (!is_unset(model, name)) return bad(std::string("model.") + name + " is set, which is not supported");
   }
   return {};

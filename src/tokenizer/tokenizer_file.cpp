@@ -19,7 +19,9 @@ using tokenizer_file::shown_value;
 
 constexpr std::string_view kFile = "tokenizer.json";
 
-Status bad(std::string message) { return tokenizer_file::bad(kFile, std::move(message)); }
+Status bad(std::string message) {
+  return tokenizer_file::bad(kFile, std::move(message));
+}
 
 // The 256 printable characters that a vocabulary spells bytes with: a byte that is printable in Latin-1 stands for
 // itself, the others are U+0100 and up, in order.
@@ -209,9 +211,8 @@ class Reader {
       }
       joined.assign(left).append(right);
       Merge merge;
-      for (const auto& [text, id] : {std::pair<std::string_view, int32_t*>{left, &merge.left},
-                                     {right, &merge.right},
-                                     {joined, &merge.merged}}) {
+      for (const auto& [text, id] :
+           {std::pair<std::string_view, int32_t*>{left, &merge.left}, {right, &merge.right}, {joined, &merge.merged}}) {
         const auto found = vocabulary_.find(text);
         if (found == vocabulary_.end()) return bad(where() + ": " + shown(text) + " is not in model.vocab");
         *id = found->second;

@@ -21,12 +21,12 @@ inline constexpr size_t kMaxTokenBytes = 1024;
 /// tokenizer.json, checked: ids are dense from 0, every merge's ids exist, and no text that is not an added token
 /// can become one by merging.
 struct TokenizerFile {
-  std::string bytes;                  ///< what the tokens stand for, one after the other
-  std::vector<uint32_t> begins;       ///< [tokens + 1] where each one begins in `bytes`
+  std::string bytes;             ///< what the tokens stand for, one after the other
+  std::vector<uint32_t> begins;  ///< [tokens + 1] where each one begins in `bytes`
   std::array<int32_t, 256> byte_ids{};
-  std::vector<Merge> merges;          ///< in the order of their rank
-  std::vector<AddedToken> added;      ///< sorted by id
-  std::vector<bool> added_normalized; ///< like `added`: matched after those that are not
+  std::vector<Merge> merges;           ///< in the order of their rank
+  std::vector<AddedToken> added;       ///< sorted by id
+  std::vector<bool> added_normalized;  ///< like `added`: matched after those that are not
 
   int32_t tokens() const { return static_cast<int32_t>(begins.size()) - 1; }
 };

@@ -43,7 +43,8 @@ class Lister {
     add(prefix + "input_layernorm.weight", {c_.hidden_size});
     attention(prefix + "self_attn.");
     add(prefix + "post_attention_layernorm.weight", {c_.hidden_size});
-    if (c_.is_moe_layer(i)) {
+    // An MTP module is a MoE layer whatever moe_layer_freq says.
+    if (mtp_ ? c_.n_routed_experts > 0 : c_.is_moe_layer(i)) {
       experts(prefix + "mlp.");
     } else {
       mlp(prefix + "mlp.", c_.intermediate_size);

@@ -42,8 +42,7 @@ void install_fault_guard() {
   std::call_once(once, [] {
     struct sigaction action = {};
     action.sa_sigaction = on_sigbus;
-    // SA_NODEFER: leaving by siglongjmp must not leave the signal blocked, and saving the mask costs a system call.
-    action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigemptyset(&action.sa_mask);
     sigaction(SIGBUS, nullptr, &g_previous);
     sigaction(SIGBUS, &action, nullptr);
@@ -54,7 +53,9 @@ bool run_with_fault_guard(const void* begin, size_t bytes, void (*body)(void*), 
   Guard guard;
   guard.begin = reinterpret_cast<uintptr_t>(begin);
   guard.end = guard.begin + bytes;
-  if (sigsetjmp(guard.jump, 0) != 0) return false;
+  // The mask is saved, at the price of a system call, and restored by the jump: otherwise SIGBUS would stay blocked, by
+  // the kernel or by whatever wraps handlers (ThreadSanitizer does), and the second fault would end the process.
+  if (sigsetjmp(guard.jump, 1) != 0) return false;
   t_guard = &guard;
   body(context);
   t_guard = nullptr;

@@ -23,12 +23,12 @@ namespace dsv3::testing {
 
 struct FakeExecutorOptions {
   ExecutorLimits limits;
-  uint64_t key = 1;                ///< of the toy model
-  int32_t max_in_flight = 2;       ///< plans submitted and not yet waited for
-  double acceptance = 0.7;         ///< chance of each draft
-  double fault_rate = 0;           ///< chance that a chunk or decode writes bad rows: logits that read them are bad
-  uint64_t fail_wait_at = 0;       ///< wait() for this step number fails; 0: never
-  uint64_t fail_submit_at = 0;     ///< submit() of this step number fails; 0: never
+  uint64_t key = 1;             ///< of the toy model
+  int32_t max_in_flight = 2;    ///< plans submitted and not yet waited for
+  double acceptance = 0.7;      ///< chance of each draft
+  double fault_rate = 0;        ///< chance that a chunk or decode writes bad rows: logits that read them are bad
+  uint64_t fail_wait_at = 0;    ///< wait() for this step number fails; 0: never
+  uint64_t fail_submit_at = 0;  ///< submit() of this step number fails; 0: never
   std::function<void(const StepPlan&)> before_step;  ///< called by wait() before the step runs: block, sleep, record
 };
 
@@ -281,8 +281,9 @@ class FakeExecutor : public Executor {
     const bool legal = s->computed == length - 1 && length > s->begin && item.max_drafts >= 0 &&
                        item.max_drafts <= options_.limits.num_drafts && length + item.max_drafts <= capacity(*s) &&
                        length + item.max_drafts <= options_.limits.max_context_tokens;
-    check(legal, plan, "decode of slot " + std::to_string(item.slot) + " at length " + std::to_string(length) +
-                           " with " + std::to_string(item.max_drafts) + " drafts is illegal");
+    check(legal, plan,
+          "decode of slot " + std::to_string(item.slot) + " at length " + std::to_string(length) + " with " +
+              std::to_string(item.max_drafts) + " drafts is illegal");
     if (!legal) return output;
     for (int32_t i = 0; i < s->computed; ++i) check_row(*s, i, plan);
     const bool fault = chance(*s, 2, options_.fault_rate);

@@ -45,7 +45,7 @@ class Server {
   /// Binds and listens (kUnavailable with the address and the system's reason if it cannot), then accepts until
   /// stop(). /metrics is answered here, everything else by `service`. References must outlive the server.
   static Result<std::unique_ptr<Server>> start(const ServerConfig& config, ApiService& service, Engine& engine,
-                                               Metrics& metrics, TaskPool& pool);
+                                               Metrics& metrics);
   virtual ~Server() = default;
   virtual int port() const = 0;
 

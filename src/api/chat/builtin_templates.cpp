@@ -66,6 +66,8 @@ constexpr std::string_view kV3 = R"jinja(
   {%- elif message['role'] == 'assistant' and content is string -%}
     {{- ('<｜tool▁outputs▁end｜>' if ns.is_tool else '<｜Assistant｜>') + content + eos_token -}}
     {%- set ns.is_tool = false -%}
+  {%- elif message['role'] == 'assistant' -%}
+    {%- set ns.is_tool = false -%}
   {%- elif message['role'] == 'tool' -%}
     {%- set ns.is_tool = true -%}
     {{- ('<｜tool▁outputs▁begin｜>' if ns.first_output else '\n') + '<｜tool▁output▁begin｜>' + (content or '') + '<｜tool▁output▁end｜>' -}}

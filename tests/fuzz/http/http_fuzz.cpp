@@ -40,8 +40,10 @@ void check(const HttpMessage& message) {
   DSV3_CHECK(!message.path.empty() && (message.path[0] == '/' || message.path == "*"), "a path is a path");
   for (const unsigned char c : message.path) DSV3_CHECK(c >= 0x20 && c != 0x7f, "no control character in a path");
   for (const auto& [name, value] : message.headers) {
-    for (const unsigned char c : name) DSV3_CHECK(c > 0x20 && c < 0x7f && !(c >= 'A' && c <= 'Z'), "names are lower-case tokens");
-    for (const unsigned char c : value) DSV3_CHECK(c == '\t' || (c >= 0x20 && c != 0x7f), "no control character in a value");
+    for (const unsigned char c : name)
+      DSV3_CHECK(c > 0x20 && c < 0x7f && !(c >= 'A' && c <= 'Z'), "names are lower-case tokens");
+    for (const unsigned char c : value)
+      DSV3_CHECK(c == '\t' || (c >= 0x20 && c != 0x7f), "no control character in a value");
   }
 }
 

@@ -1,5 +1,6 @@
-// The loader against any bytes. The first byte chooses: the rest is a tokenizer.json as it is, or a tokenizer_config.json,
-// or a list of changes to a sound small file, which reach further than bytes that are seldom JSON.
+// The loader against any bytes. The first byte chooses: the rest is a tokenizer.json as it is, or a
+// tokenizer_config.json, or a list of changes to a sound small file, which reach further than bytes that are seldom
+// JSON.
 #include <cstddef>
 #include <cstdint>
 #include <string_view>

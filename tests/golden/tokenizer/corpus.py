@@ -92,11 +92,12 @@ class Corpus:
     def mixed(self, atoms, glue=""):
         return glue.join(self.atom() for _ in range(self.rng.randint(1, atoms)))
 
-    def texts(self):
+    def texts(self, with_every_code_point):
         """(kind, text as str or bytes)."""
         rng = self.rng
         yield "empty", ""
-        for text in every_code_point(): yield "every code point", text
+        if with_every_code_point:
+            for text in every_code_point(): yield "every code point", text
         for token in self.added:
             yield "added token", token
             yield "added token", f"a {token} b{token}{token}\n"

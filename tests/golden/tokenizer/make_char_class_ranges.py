@@ -59,10 +59,9 @@ for name, pattern in CLASSES:
 print("""// clang-format on
 
 }  // namespace
-
-std::span<const CodePointRange> letter_or_mark_ranges() { return kLetterOrMarkRanges; }
-std::span<const CodePointRange> number_ranges() { return kNumberRanges; }
-std::span<const CodePointRange> punctuation_or_symbol_ranges() { return kPunctuationOrSymbolRanges; }
-std::span<const CodePointRange> white_space_ranges() { return kWhiteSpaceRanges; }
-
+""")
+for name, _ in CLASSES:
+    function = "".join("_" + c.lower() if c.isupper() else c for c in name[1:])[1:]
+    print(f"std::span<const CodePointRange> {function}() {{\n  return {name};\n}}")
+print("""
 }  // namespace dsv3""")

@@ -159,8 +159,8 @@ class RandomSchedule {
       return;
     }
     client->id = ++last_id_;
-    scheduler->add(scheduling::make_request(client->id, client->request, client->sink, hasher(),
-                                            config_.prefix_cache, now));
+    scheduler->add(
+        scheduling::make_request(client->id, client->request, client->sink, hasher(), config_.prefix_cache, now));
   }
 
   void hand_out(scheduling::Scheduler* scheduler) {
@@ -213,8 +213,8 @@ class RandomSchedule {
     }
   }
 
-  void check_tokens(const std::string& name, const Client& client, const SamplingParams& sampling,
-                    const Collected& got, const ToyModel& model) {
+  void check_tokens(const std::string& name, const Client& client, const SamplingParams& sampling, const Collected& got,
+                    const ToyModel& model) {
     const GenerationRequest& request = client.request;
     const Reference want = reference_output(model, request.prompt_ids, sampling, request.max_new_tokens);
     size_t length = want.tokens.size();
@@ -222,13 +222,15 @@ class RandomSchedule {
     for (size_t i = 0; i < length && matched < 0; ++i) {
       const int32_t id = want.tokens[i].id;
       const bool may_stop = static_cast<int32_t>(i) >= sampling.min_tokens;
-      if (may_stop && std::count(request.stop_ids.begin(), request.stop_ids.end(), id) > 0) matched = id, length = i + 1;
+      if (may_stop && std::count(request.stop_ids.begin(), request.stop_ids.end(), id) > 0)
+        matched = id, length = i + 1;
     }
     for (size_t i = 0; i < got.tokens.size(); ++i) {
       if (i >= length) return fail(name + "more tokens than it may have");
       const SampledToken &a = got.tokens[i], &b = want.tokens[i];
       if (a.id != b.id || a.logprob != b.logprob || a.top != b.top) {
-        return fail(name + "token " + std::to_string(i) + " is " + std::to_string(a.id) + ", not " + std::to_string(b.id));
+        return fail(name + "token " + std::to_string(i) + " is " + std::to_string(a.id) + ", not " +
+                    std::to_string(b.id));
       }
     }
     const bool complete = got.finish == FinishReason::kStop || got.finish == FinishReason::kLength;

@@ -87,15 +87,21 @@ void measure(int32_t num_drafts, int32_t queued) {
     std::sort(times->begin(), times->end());
     return (*times)[times->size() * percent / 100];
   };
-  std::printf("batch %d, %d drafts, %d queued: plan %ld us (p99 %ld), complete %ld us (p99 %ld), hand out %ld us\n", kBatch,
-              num_drafts, queued, percentile(&plan_us, 50), percentile(&plan_us, 99), percentile(&complete_us, 50),
-              percentile(&complete_us, 99), percentile(&hand_out_us, 50));
+  std::printf("batch %d, %d drafts, %d queued: plan %ld us (p99 %ld), complete %ld us (p99 %ld), hand out %ld us\n",
+              kBatch, num_drafts, queued, percentile(&plan_us, 50), percentile(&plan_us, 99),
+              percentile(&complete_us, 50), percentile(&complete_us, 99), percentile(&hand_out_us, 50));
   EXPECT_LT(percentile(&plan_us, 50) + percentile(&complete_us, 50), 5000);
 }
 
-TEST(SchedulerCost, Batch256) { measure(0, 0); }
-TEST(SchedulerCost, Batch256WithDrafts) { measure(2, 0); }
-TEST(SchedulerCost, Batch256WithAFullQueue) { measure(0, 1000); }
+TEST(SchedulerCost, Batch256) {
+  measure(0, 0);
+}
+TEST(SchedulerCost, Batch256WithDrafts) {
+  measure(2, 0);
+}
+TEST(SchedulerCost, Batch256WithAFullQueue) {
+  measure(0, 1000);
+}
 
 }  // namespace
 }  // namespace dsv3::testing

@@ -102,7 +102,7 @@ class FakeChatTemplate final : public ChatTemplate {
     out.text = "<｜begin▁of▁sentence｜>";
     for (const auto& message : request.messages) {
       if (message["content"] == "raise") return Status(Code::kInvalidArgument, "messages: the template said no", "messages");
-      out.text += "<" + message["role"].get<std::string>() + ">";
+      out.text.append("<").append(message["role"].get<std::string>()).append(">");
       const size_t begin = out.text.size();
       if (message["content"].is_string()) out.text += message["content"].get<std::string>();
       if (out.text.size() > begin) out.untrusted.push_back({begin, out.text.size()});
@@ -438,6 +438,14 @@ class Harness {
   TaskPool pool{3, "api-test"};  // its end runs what is queued, so it goes before the rest
   std::unique_ptr<ApiService> service;
 };
+
+/// An ApiConfig with some fields set.
+template <class Change>
+ApiConfig config_with(Change change) {
+  ApiConfig config;
+  change(config);
+  return config;
+}
 
 inline Json user_chat(const std::string& text = "hi") {
   Json body;

@@ -1,3 +1,4 @@
+// What is refused before it costs anything, and whether the refusal says why.
 #include "admission.h"
 
 #include <gtest/gtest.h>

@@ -1,3 +1,4 @@
+// States of blocks: taken, shared, cached, evicted, forgotten.
 #include "block_manager.h"
 
 #include <gtest/gtest.h>
@@ -11,8 +12,12 @@ using Table = std::vector<int32_t>;
 constexpr int32_t kTokens = 2;
 
 /// Ids and hash of the block number `index` of stem `stem`.
-Table ids(int32_t stem, int32_t index) { return {stem, index}; }
-uint64_t hash(int32_t stem, int32_t index) { return static_cast<uint64_t>(stem * 1000 + index); }
+Table ids(int32_t stem, int32_t index) {
+  return {stem, index};
+}
+uint64_t hash(int32_t stem, int32_t index) {
+  return static_cast<uint64_t>(stem * 1000 + index);
+}
 
 bool publish(BlockManager* blocks, const Table& table, size_t index, int32_t stem) {
   const int32_t parent = index == 0 ? PrefixCache::kRoot : table[index - 1];
@@ -31,7 +36,9 @@ Table match(const BlockManager& blocks, int32_t stem, int32_t count) {
   return path;
 }
 
-Status check(const BlockManager& blocks, std::vector<const Table*> tables) { return blocks.check_books(tables); }
+Status check(const BlockManager& blocks, std::vector<const Table*> tables) {
+  return blocks.check_books(tables);
+}
 
 TEST(BlockManager, GivesEachBlockOnceAndAllOrNothing) {
   BlockManager blocks(5, kTokens, true);

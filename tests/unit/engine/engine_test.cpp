@@ -1,9 +1,8 @@
 // The engine as its callers see it: threads, queue bounds, cancellation, drain.
 #include <gtest/gtest.h>
 
-#include <ctime>
-
 #include <atomic>
+#include <ctime>
 #include <random>
 
 #include "dsv3/base/clock.h"

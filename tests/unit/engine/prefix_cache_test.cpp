@@ -1,3 +1,4 @@
+// The index alone, with one hash for everything: it must not trust hashes.
 #include "prefix_cache.h"
 
 #include <gtest/gtest.h>

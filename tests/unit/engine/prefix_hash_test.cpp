@@ -1,3 +1,4 @@
+// The hash against its published vectors; the chain against its own definition.
 #include "prefix_hash.h"
 
 #include <gtest/gtest.h>

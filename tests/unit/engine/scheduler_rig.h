@@ -60,7 +60,8 @@ class Rig {
 
   std::shared_ptr<CollectingSink> add(GenerationRequest request) {
     auto sink = std::make_shared<CollectingSink>();
-    scheduler_.add(scheduling::make_request(++last_id_, std::move(request), sink, hasher_, config_.prefix_cache, now_us_));
+    scheduler_.add(
+        scheduling::make_request(++last_id_, std::move(request), sink, hasher_, config_.prefix_cache, now_us_));
     return sink;
   }
 

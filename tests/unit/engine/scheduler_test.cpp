@@ -318,7 +318,9 @@ class CountingObserver : public EngineObserver {
   void on_request_done(double, FinishReason finish, int64_t prompt, int64_t generated) override {
     ++done, last_finish = finish, prompt_tokens += prompt, generated_tokens += generated;
   }
-  void on_step(double, int32_t prefill, int32_t decode) override { ++steps, prefill_rows += prefill, decode_rows += decode; }
+  void on_step(double, int32_t prefill, int32_t decode) override {
+    ++steps, prefill_rows += prefill, decode_rows += decode;
+  }
 
   int queue = 0, first = 0, inter = 0, done = 0, steps = 0;
   double first_seconds = 0, inter_seconds = 0;

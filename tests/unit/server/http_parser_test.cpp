@@ -22,7 +22,9 @@ std::string feed(HttpParser& parser, std::string_view bytes, size_t piece_bytes 
   return std::string(bytes);
 }
 
-std::string get(const std::string& headers) { return "GET / HTTP/1.1\r\nHost: a\r\n" + headers + "\r\n"; }
+std::string get(const std::string& headers) {
+  return "GET / HTTP/1.1\r\nHost: a\r\n" + headers + "\r\n";
+}
 std::string chunked(const std::string& body) {
   return "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + body;
 }
@@ -90,7 +92,8 @@ TEST(HttpParser, KeepsAliveAsTheVersionAndConnectionSay) {
 TEST(HttpParser, AcceptsWhatIsLegal) {
   for (const std::string& bytes :
        {get(""), std::string("\r\n\r\n") + get(""), get("Content-Length: 0\r\n"), get("Content-Length: 000\r\n"),
-        std::string("GET http://host:1/x?y HTTP/1.1\r\nHost: a\r\n\r\n"), std::string("GET https://host HTTP/1.1\r\nHost: a\r\n\r\n"),
+        std::string("GET http://host:1/x?y HTTP/1.1\r\nHost: a\r\n\r\n"),
+        std::string("GET https://host HTTP/1.1\r\nHost: a\r\n\r\n"),
         std::string("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"), std::string("POST /flush HTTP/1.1\r\nHost: a\r\n\r\n"),
         get("X: caf\xc3\xa9\r\n"), get("X: 100%\r\n"), get("X: a%20b%0\r\n"), get("Content-Encoding: identity\r\n"),
         chunked("0\r\n\r\n"), chunked("0000000000000001\r\na\r\n0\r\n\r\n")}) {
@@ -187,7 +190,8 @@ std::vector<Refused> refused_cases() {
       {"a line without end", 431, std::string(1025, 'a')},
       {"header count", 431, get("A: 1\r\nA: 2\r\nA: 3\r\nA: 4\r\nA: 5\r\nA: 6\r\nA: 7\r\nA: 8\r\nA: 9\r\nA: 10\r\n")},
       {"trailer bytes", 431, chunked("0\r\nX: " + std::string(1024, 'a') + "\r\n\r\n")},
-      {"empty lines", 431, [] {
+      {"empty lines", 431,
+       [] {
          std::string lines;
          for (int i = 0; i < 600; ++i) lines += "\r\n";
          return lines;
@@ -199,7 +203,8 @@ std::vector<Refused> refused_cases() {
       {"trailer without colon", 400, chunked("0\r\nabc\r\n\r\n")},
       {"chunk size ends in LF", 400, chunked("3\nabc\r\n")},
   };
-  for (const char* size : {"-1", "-2", "+5", "0x5", "00000000000000005", "", "5 ", " 5", "5 x", "5;a=b", "5,", "g", "5\t"}) {
+  for (const char* size :
+       {"-1", "-2", "+5", "0x5", "00000000000000005", "", "5 ", " 5", "5 x", "5;a=b", "5,", "g", "5\t"}) {
     cases.push_back({size, 400, chunked(std::string(size) + "\r\nhello\r\n0\r\n\r\n")});
   }
   return cases;
@@ -246,10 +251,17 @@ TEST(HttpParser, AnyBytesGiveTheSameVerdictHoweverCut) {
     for (unsigned edits = random() % 4; edits > 0 && !bytes.empty(); --edits) {
       const size_t at = random() % bytes.size();
       switch (random() % 4) {
-        case 0: bytes[at] = static_cast<char>(random()); break;
-        case 1: bytes.erase(at, random() % 5); break;
-        case 2: bytes.insert(at, 1, "\r\n :;0a%\t"[random() % 9]); break;
-        default: bytes.insert(at, bytes.substr(random() % bytes.size(), random() % 20));
+        case 0:
+          bytes[at] = static_cast<char>(random());
+          break;
+        case 1:
+          bytes.erase(at, random() % 5);
+          break;
+        case 2:
+          bytes.insert(at, 1, "\r\n :;0a%\t"[random() % 9]);
+          break;
+        default:
+          bytes.insert(at, bytes.substr(random() % bytes.size(), random() % 20));
       }
     }
     HttpParser whole(kLimits), cut(kLimits);

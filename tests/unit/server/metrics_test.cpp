@@ -1,9 +1,13 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <atomic>
+#include <cctype>
 #include <cmath>
+#include <cstdlib>
 #include <map>
-#include <regex>
 #include <sstream>
+#include <thread>
 
 #include "dsv3/base/clock.h"
 #include "dsv3/base/log.h"
@@ -12,9 +16,40 @@
 namespace dsv3 {
 namespace {
 
+bool is_name_char(char c) {
+  return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == ':';
+}
+
+struct Sample {
+  std::string name, labels, value;
+};
+
+// `name{label="value",...} number`; values may hold escaped quotes. An empty name: not a sample line.
+Sample parse_line(const std::string& line) {
+  size_t at = 0;
+  while (at < line.size() && is_name_char(line[at])) ++at;
+  Sample sample{line.substr(0, at), "", ""};
+  const size_t labels = at;
+  if (at < line.size() && line[at] == '{') {
+    do {
+      ++at;
+      const size_t key = at;
+      while (at < line.size() && is_name_char(line[at])) ++at;
+      if (at == key || line.compare(at, 2, "=\"") != 0) return {};
+      for (at += 2; at < line.size() && line[at] != '"'; ++at) at += line[at] == '\\' ? 1 : 0;
+      ++at;
+    } while (at < line.size() && line[at] == ',');
+    if (at >= line.size() || line[at] != '}') return {};
+    ++at;
+  }
+  sample.labels = line.substr(labels, at - labels);
+  if (at >= line.size() || line[at] != ' ') return {};
+  sample.value = line.substr(at + 1);
+  return sample;
+}
+
 // Text format 0.0.4, strictly: sample lines belong to the family announced above them.
 std::map<std::string, double> parse(const std::string& text) {
-  static const std::regex kSample(R"(([a-zA-Z_:][a-zA-Z0-9_:]*)(\{(?:[a-zA-Z_]\w*="(?:[^"\\\n]|\\.)*",?)*\})? (\S+))");
   std::map<std::string, double> samples;
   std::map<std::string, std::string> types;
   std::string family;
@@ -28,12 +63,14 @@ std::map<std::string, double> parse(const std::string& text) {
       EXPECT_TRUE(types.emplace(family, type).second) << "announced twice: " << family;
       continue;
     }
-    std::smatch match;
-    EXPECT_TRUE(std::regex_match(line, match, kSample)) << line;
-    if (match.empty()) continue;
-    EXPECT_EQ(match[1].str().rfind(family, 0), 0u) << line;
+    const Sample sample = parse_line(line);
+    EXPECT_FALSE(sample.name.empty()) << line;
+    EXPECT_EQ(sample.name.rfind(family, 0), 0u) << line;
     EXPECT_TRUE(types[family] != "counter" || family.ends_with("_total")) << family;
-    EXPECT_TRUE(samples.emplace(match[1].str() + match[2].str(), std::stod(match[3].str())).second) << line;
+    char* end = nullptr;
+    const double value = std::strtod(sample.value.c_str(), &end);
+    EXPECT_TRUE(*end == '\0' && !sample.value.empty()) << line;
+    EXPECT_TRUE(samples.emplace(sample.name + sample.labels, value).second) << line;
   }
   return samples;
 }
@@ -107,7 +144,8 @@ TEST(Metrics, BucketsAreThoseOfTheReference) {
     std::vector<double> out;
     for (const auto& [name, value] : samples) {
       const std::string prefix = family + "_bucket{model_name=\"m\",le=\"";
-      if (name.rfind(prefix, 0) == 0 && name.find("+Inf") == std::string::npos) out.push_back(std::stod(name.substr(prefix.size())));
+      if (name.rfind(prefix, 0) == 0 && name.find("+Inf") == std::string::npos)
+        out.push_back(std::stod(name.substr(prefix.size())));
     }
     std::sort(out.begin(), out.end());
     return out;
@@ -117,8 +155,8 @@ TEST(Metrics, BucketsAreThoseOfTheReference) {
   EXPECT_DOUBLE_EQ(first.front(), 0.001);
   EXPECT_DOUBLE_EQ(first.back(), 131.072);
   EXPECT_EQ(bounds("dsv3:inter_token_latency_seconds"),
-            (std::vector<double>{0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15,
-                                 0.2, 0.3, 0.5, 1, 2, 5}));
+            (std::vector<double>{0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04,
+                                 0.05,  0.075, 0.1,   0.15,  0.2,   0.3,  0.5,   1,    2,    5}));
   const auto whole = bounds("dsv3:e2e_request_latency_seconds");
   ASSERT_EQ(whole.size(), 15u);
   EXPECT_DOUBLE_EQ(whole.front(), 0.1);

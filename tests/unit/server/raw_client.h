@@ -25,7 +25,9 @@ struct RawResponse {
   std::string body;  ///< chunks joined
   std::vector<std::string> chunks;
 
-  bool has(std::string_view header_line) const { return head.find(std::string(header_line) + "\r\n") != std::string::npos; }
+  bool has(std::string_view header_line) const {
+    return head.find(std::string(header_line) + "\r\n") != std::string::npos;
+  }
   std::string header(const std::string& name) const {
     const size_t at = head.find("\r\n" + name + ": ");
     if (at == std::string::npos) return "";
@@ -76,7 +78,7 @@ class RawClient {
     fd_ = -1;
   }
   void reset() {
-    const struct ::linger option{1, 0};
+    const struct ::linger option { 1, 0 };
     setsockopt(fd_, SOL_SOCKET, SO_LINGER, &option, sizeof option);
     close();
   }
@@ -165,8 +167,9 @@ inline std::string get(const std::string& target, const std::string& headers = "
   return "GET " + target + " HTTP/1.1\r\nHost: test\r\n" + headers + "\r\n";
 }
 inline std::string post(const std::string& target, const std::string& body, const std::string& headers = "") {
-  return "POST " + target + " HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: " +
-         std::to_string(body.size()) + "\r\n" + headers + "\r\n" + body;
+  return "POST " + target +
+         " HTTP/1.1\r\nHost: test\r\nContent-Type: application/json\r\nContent-Length: " + std::to_string(body.size()) +
+         "\r\n" + headers + "\r\n" + body;
 }
 
 }  // namespace dsv3

@@ -40,7 +40,7 @@ class ServerTest : public testing::Test {
   }
 
   void start() {
-    auto started = Server::start(config, service, engine, *metrics, pool);
+    auto started = Server::start(config, service, engine, *metrics);
     ASSERT_TRUE(started.ok()) << started.status().message();
     server = std::move(started).value();
   }
@@ -50,7 +50,6 @@ class ServerTest : public testing::Test {
   }
 
   ServerConfig config;
-  TaskPool pool{1, "test"};
   FakeEngine engine;
   std::unique_ptr<Metrics> metrics = Metrics::create("tiny", {});
   FakeService service;

@@ -50,7 +50,8 @@ TEST_F(ServerHttp, GivesEveryAnswerARequestId) {
   for (const std::string& id : {std::string(129, 'a'), std::string("a b"), std::string("caf\xc3\xa9"), std::string()}) {
     EXPECT_EQ(one.ask(get("/head", "x-request-id: " + id + "\r\n")).header("x-request-id").substr(0, 4), "req-");
   }
-  EXPECT_EQ(one.ask(get("/head", "x-request-id: " + std::string(128, 'a') + "\r\n")).header("x-request-id").size(), 128u);
+  EXPECT_EQ(one.ask(get("/head", "x-request-id: " + std::string(128, 'a') + "\r\n")).header("x-request-id").size(),
+            128u);
   EXPECT_EQ(one.ask("nonsense\r\n").header("x-request-id").size(), 36u);
 }
 
@@ -158,7 +159,8 @@ TEST_F(ServerHttp, RefusesBadFramingAndCloses) {
       {415, post("/echo", "abc", "Content-Encoding: gzip\r\n")},
       {431, "GET / HTTP/1.1\r\nX: " + std::string(33 << 10, 'a')},
       {431, std::string(1 << 20, 'a')},
-      {431, [] {
+      {431,
+       [] {
          std::string head = "GET / HTTP/1.1\r\n";
          for (int i = 0; i < 1001; ++i) head += "A: b\r\n";
          return head + "\r\n";
@@ -263,13 +265,14 @@ TEST_F(ServerHttp, KeysAreAskedForEverywhereButOnProbes) {
   };
   EXPECT_EQ(status("/head", "Authorization: Bearer first\r\n"), 200);
   EXPECT_EQ(status("/head", "authorization: bearer  second key\r\n"), 200);
-  for (const char* header : {"", "Authorization: \r\n", "Authorization: Bearer\r\n", "Authorization: Bearer firs\r\n",
-                             "Authorization: Bearer first1\r\n", "Authorization: Bearer None\r\n", "Authorization: first\r\n",
-                             "Authorization: Basic first\r\n", "Authorization: Bearer First\r\n"}) {
+  for (const char* header :
+       {"", "Authorization: \r\n", "Authorization: Bearer\r\n", "Authorization: Bearer firs\r\n",
+        "Authorization: Bearer first1\r\n", "Authorization: Bearer None\r\n", "Authorization: first\r\n",
+        "Authorization: Basic first\r\n", "Authorization: Bearer First\r\n"}) {
     EXPECT_EQ(status("/head", header), 401) << header;
   }
-  for (const char* path : {"/head", "/v1/models", "/generate", "/", "/health/", "/health_generate", "/HEALTH", "//health",
-                           "/health/../head", "/metrics%2f", "/missing"}) {
+  for (const char* path : {"/head", "/v1/models", "/generate", "/", "/health/", "/health_generate", "/HEALTH",
+                           "//health", "/health/../head", "/metrics%2f", "/missing"}) {
     EXPECT_EQ(status(path, ""), 401) << path;
   }
   EXPECT_EQ(status("/health", ""), 200);
@@ -293,8 +296,10 @@ TEST_F(ServerHttp, WithoutKeysAuthorizationIsIgnored) {
 TEST_F(ServerHttp, AnyBytesAreSurvived) {
   start();
   std::mt19937 random(3);
-  const std::string seeds[] = {get("/head"), post("/echo", "{\"a\":1}"), get("/count?5"), get("/metrics"), get("/drop"),
-                               "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"};
+  const std::string seeds[] = {
+      get("/head"),    post("/echo", "{\"a\":1}"),
+      get("/count?5"), get("/metrics"),
+      get("/drop"),    "POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"};
   for (int round = 0; round < 1500; ++round) {
     std::string bytes;
     if (round % 3 == 0) {
@@ -302,7 +307,8 @@ TEST_F(ServerHttp, AnyBytesAreSurvived) {
       for (auto& c : bytes) c = static_cast<char>(random());
     } else {
       for (unsigned i = 0; i <= random() % 3; ++i) bytes += seeds[random() % std::size(seeds)];
-      for (unsigned edits = random() % 4; edits > 0; --edits) bytes[random() % bytes.size()] = static_cast<char>(random());
+      for (unsigned edits = random() % 4; edits > 0; --edits)
+        bytes[random() % bytes.size()] = static_cast<char>(random());
     }
     RawClient one = client();
     one.send(bytes);

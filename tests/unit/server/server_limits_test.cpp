@@ -176,6 +176,19 @@ TEST_F(ServerLimits, DrainingFinishesWhatRunsAndTakesNothingNew) {
   server->stop_accepting();
 }
 
+TEST_F(ServerLimits, WhatWasWrittenArrivesThoughTheServerStopsAtOnce) {
+  start();
+  RawClient one = client(4096);
+  one.send(get("/hold"));
+  auto held = service.next_held();
+  server->stop_accepting();
+  held.exchange->respond({200, "text/plain", std::string(50'000, 'x'), {}});
+  ASSERT_TRUE(server->wait_idle(2'000'000));
+  one.send(get("/health"));  // unread when the server closes, unless it looks
+  server->stop();
+  EXPECT_EQ(one.response().body.size(), 50'000u);
+}
+
 TEST_F(ServerLimits, ARequestThatIsHereWhenDrainingBeginsIsAnswered) {
   for (int round = 0; round < 20; ++round) {
     service.draining = false;
@@ -255,7 +268,7 @@ TEST_F(ServerLimits, StartSaysWhyItCannot) {
   const auto fails = [&](auto change) {
     ServerConfig wrong = config;
     change(wrong);
-    auto result = Server::start(wrong, service, engine, *metrics, pool);
+    auto result = Server::start(wrong, service, engine, *metrics);
     return result.ok() ? Status() : result.status();
   };
   const Status taken = fails([&](ServerConfig& c) { c.port = server->port(); });

@@ -57,7 +57,8 @@ TEST_F(ServerStream, EventsSentAtOnceStaySeparateChunks) {
   RawClient one = client();
   const RawResponse response = one.ask(get("/count?1000"));
   ASSERT_EQ(response.chunks.size(), 1001u);
-  for (int i = 0; i < 1000; ++i) ASSERT_EQ(response.chunks[static_cast<size_t>(i)], "data: " + std::to_string(i) + "\n\n");
+  for (int i = 0; i < 1000; ++i)
+    ASSERT_EQ(response.chunks[static_cast<size_t>(i)], "data: " + std::to_string(i) + "\n\n");
 }
 
 TEST_F(ServerStream, CallsOutOfOrderDoNothing) {

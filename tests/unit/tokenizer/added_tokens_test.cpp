@@ -28,7 +28,7 @@ TEST(AddedTokens, LeftmostThenLongest) {
   const AddedTokens tokens = make({"<a>", "<a>b", "a>b<", "ab", "abcd", "bc"});
   EXPECT_EQ(found(tokens, "x<a>bc"), "1-5:1");
   EXPECT_EQ(found(tokens, "<a><a>b"), "0-3:0 3-7:1");
-  EXPECT_EQ(found(tokens, "abc"), "0-2:3");    // "abcd" begins well but is not finished
+  EXPECT_EQ(found(tokens, "abc"), "0-2:3");  // "abcd" begins well but is not finished
   EXPECT_EQ(found(tokens, "aabcd"), "1-5:4");
   EXPECT_EQ(found(tokens, "a>b<a>b"), "0-4:2");
   EXPECT_EQ(found(tokens, ""), "");
@@ -52,8 +52,8 @@ TEST(AddedTokens, NoMatchTouchesAnUntrustedByte) {
 
 TEST(AddedTokens, UntrustedTextCannotHideATrustedToken) {
   const AddedTokens tokens = make({"<a>", "<a>b", "b<a"});
-  EXPECT_EQ(found(tokens, "<a>b", {{3, 4}}), "0-3:0");    // the longer one is out of reach, the shorter is not
-  EXPECT_EQ(found(tokens, "b<a>", {{0, 1}}), "1-4:0");    // one that begins earlier is out of reach
+  EXPECT_EQ(found(tokens, "<a>b", {{3, 4}}), "0-3:0");  // the longer one is out of reach, the shorter is not
+  EXPECT_EQ(found(tokens, "b<a>", {{0, 1}}), "1-4:0");  // one that begins earlier is out of reach
 }
 
 TEST(AddedTokens, FindsIdsOfWholeTexts) {

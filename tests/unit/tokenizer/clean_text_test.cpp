@@ -19,7 +19,10 @@ TEST(CleanText, ValidTextIsNotCopied) {
 }
 
 TEST(CleanText, RangesMoveWithTheText) {
-  const std::string_view text = "a\xFF" "b\xE2\x82" "cé";  // a ? b ?? c é: bytes 0 1 2 3-4 5 6-7
+  const std::string_view text =
+      "a\xFF"
+      "b\xE2\x82"
+      "cé";  // a ? b ?? c é: bytes 0 1 2 3-4 5 6-7
   const CleanText clean(text, {});
   EXPECT_EQ(clean.text(), "a\uFFFDb\uFFFDcé");  // 0 1-3 4 5-7 8 9-10
   EXPECT_EQ(moved(text, {{0, 1}}), (std::vector<ByteRange>{{0, 1}}));

@@ -43,7 +43,8 @@ TEST(IncrementalDetokenizer, JoinedItEqualsDecodeForAnyIds) {
 
 TEST(IncrementalDetokenizer, JoinedItEqualsDecodeForAllPairsAndTriplesOfCertainBytes) {
   const auto tokenizer = test::parse_or_die(test::small_file());  // id = byte
-  const Ids bytes = {0x41, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xC2, 0xDF, 0xE0, 0xED, 0xEF, 0xF0, 0xF4, 0xF5, 0xFF};
+  const Ids bytes = {0x41, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0,
+                     0xC2, 0xDF, 0xE0, 0xED, 0xEF, 0xF0, 0xF4, 0xF5, 0xFF};
   for (const int32_t a : bytes) {
     for (const int32_t b : bytes) {
       for (const int32_t c : bytes) {
@@ -92,7 +93,8 @@ TEST(Decode, EncodeThenDecodeGivesValidTextBack) {
   for (int round = 0; round < 2000; ++round) {
     std::string text;
     for (auto i = random() % 40; i > 0; --i) {
-      const uint32_t c = random() % 3 == 0 ? static_cast<uint32_t>(random() % 0x110000) : static_cast<uint32_t>(random() % 128);
+      const uint32_t c =
+          random() % 3 == 0 ? static_cast<uint32_t>(random() % 0x110000) : static_cast<uint32_t>(random() % 128);
       if (c < 0xD800 || c >= 0xE000) append_utf8(c, text);
     }
     for (const Tokenizer* tokenizer : {&test::real_tokenizer(), &test::tiny_tokenizer()}) {

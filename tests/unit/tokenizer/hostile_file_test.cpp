@@ -57,8 +57,7 @@ TEST(HostileFile, NotJson) {
 TEST(HostileFile, Ids) {
   for (const Json& bad : {Json(-1), Json(1.5), Json("7"), Json(nullptr), Json(true), Json(kMaxTokens), Json(1e18),
                           Json(4294967296 + 65), Json(18446744073709551615u), Json::array(), Json::object()}) {
-    expect_refused([&](Json& file) { file["model"]["vocab"]["ab"] = bad; },
-                   "model.vocab[\"ab\"] is " );
+    expect_refused([&](Json& file) { file["model"]["vocab"]["ab"] = bad; }, "model.vocab[\"ab\"] is ");
     expect_refused([&](Json& file) { file["added_tokens"][0]["id"] = bad; }, "added_tokens[0].id is ");
   }
   expect_refused([](Json& file) { file["model"]["vocab"]["ab"] = 65; }, "id 65 is both \"A\" and \"ab\"");
@@ -85,14 +84,17 @@ TEST(HostileFile, Vocabulary) {
 TEST(HostileFile, MergeRules) {
   expect_refused([](Json& file) { file["model"].erase("merges"); }, "model.merges must be an array");
   expect_refused([](Json& file) { file["model"]["merges"] = Json::object(); }, "model.merges must be an array");
-  for (const Json& bad : {Json("ab"), Json("a b c"), Json(""), Json(" "), Json(" b"), Json("a "), Json(7), Json(nullptr),
-                          Json::array(), Json::array({"a"}), Json::array({"a", "b", "c"}), Json::array({"a", 1}),
-                          Json::array({"", "a"}), Json::object()}) {
+  for (const Json& bad : {Json("ab"), Json("a b c"), Json(""), Json(" "), Json(" b"), Json("a "), Json(7),
+                          Json(nullptr), Json::array(), Json::array({"a"}), Json::array({"a", "b", "c"}),
+                          Json::array({"a", 1}), Json::array({"", "a"}), Json::object()}) {
     expect_refused([&](Json& file) { file["model"]["merges"][1] = bad; }, "model.merges[1] is ");
   }
-  expect_refused([](Json& file) { file["model"]["merges"][1] = "q ab"; }, "model.merges[1]: \"qab\" is not in model.vocab");
-  expect_refused([](Json& file) { file["model"]["merges"][1] = "zz a"; }, "model.merges[1]: \"zz\" is not in model.vocab");
-  expect_refused([](Json& file) { file["model"]["merges"].push_back("a b"); }, "model.merges[2] merges a pair a second time");
+  expect_refused([](Json& file) { file["model"]["merges"][1] = "q ab"; },
+                 "model.merges[1]: \"qab\" is not in model.vocab");
+  expect_refused([](Json& file) { file["model"]["merges"][1] = "zz a"; },
+                 "model.merges[1]: \"zz\" is not in model.vocab");
+  expect_refused([](Json& file) { file["model"]["merges"].push_back("a b"); },
+                 "model.merges[2] merges a pair a second time");
   expect_refused([](Json& file) { file["model"]["merges"].push_back(Json::array({"a", "b"})); }, "a second time");
 }
 
@@ -120,11 +122,16 @@ TEST(HostileFile, AnAddedTokenWithinReachOfOrdinaryText) {
 }
 
 TEST(HostileFile, Pipeline) {
-  const auto stage = [](Json& file, int i) -> Json& { return file["pre_tokenizer"]["pretokenizers"][static_cast<size_t>(i)]; };
+  const auto stage = [](Json& file, int i) -> Json& {
+    return file["pre_tokenizer"]["pretokenizers"][static_cast<size_t>(i)];
+  };
   expect_refused([](Json& file) { file["version"] = "2.0"; }, "version is \"2.0\"");
   expect_refused([](Json& file) { file["normalizer"] = {{"type", "NFC"}}; }, "normalizer is \"NFC\"");
-  expect_refused([](Json& file) { file["normalizer"] = {{"type", "Sequence"}, {"normalizers", {{{"type", "NFC"}}}}}; },
-                 "normalizer.normalizers must be an empty array");
+  expect_refused(
+      [](Json& file) {
+        file["normalizer"] = {{"type", "Sequence"}, {"normalizers", {{{"type", "NFC"}}}}};
+      },
+      "normalizer.normalizers must be an empty array");
   expect_refused([](Json& file) { file["pre_tokenizer"] = nullptr; }, "pre_tokenizer is missing");
   expect_refused([](Json& file) { file["pre_tokenizer"] = {{"type", "ByteLevel"}}; }, "pre_tokenizer is \"ByteLevel\"");
   expect_refused([](Json& file) { file["pre_tokenizer"]["pretokenizers"].erase(1); }, "three \"Split\" and one");
@@ -132,7 +139,11 @@ TEST(HostileFile, Pipeline) {
     const std::string where = "pretokenizers[" + std::to_string(i) + "]";
     expect_refused([&](Json& file) { stage(file, i)["pattern"]["Regex"] = "\\p{N}"; },
                    where + ".pattern.Regex is \"\\\\p{N}\", which is not built in");
-    expect_refused([&](Json& file) { stage(file, i)["pattern"] = {{"String", " "}}; }, where + ".pattern.Regex is \"\"");
+    expect_refused(
+        [&](Json& file) {
+          stage(file, i)["pattern"] = {{"String", " "}};
+        },
+        where + ".pattern.Regex is \"\"");
     expect_refused([&](Json& file) { stage(file, i)["behavior"] = "Removed"; }, where + ".behavior");
     expect_refused([&](Json& file) { stage(file, i)["invert"] = true; }, where + ".invert");
     expect_refused([&](Json& file) { stage(file, i)["type"] = "Digits"; }, where + " is \"Digits\"");

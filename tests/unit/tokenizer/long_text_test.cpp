@@ -46,8 +46,8 @@ std::string random_letters(size_t bytes) {
   return text;
 }
 
-const std::string_view kUnits[] = {"a", "7", " ", "\n", "-", "_", "^", "中", "\u3042", "\u0301", "\u3000", "a ", "<",
-                                   "\u200B", "\xFF", "<think", "e\u0301", "🙂"};
+const std::string_view kUnits[] = {"a",      "7",      " ",  "\n", "-",      "_",    "^",      "中",      "\u3042",
+                                   "\u0301", "\u3000", "a ", "<",  "\u200B", "\xFF", "<think", "e\u0301", "🙂"};
 
 TEST(LongText, RunsOfOneClassOnASmallStack) {
   on_small_stack([] {

@@ -114,5 +114,22 @@ TEST(Merges, LargestIdsAndEveryRuleAreFound) {
   EXPECT_EQ(merges.rank(kMaxTokens - 1, 0), Merges::kNoRank);
 }
 
+// Pairs that all begin their search at one slot of the first table tried. Built all the same, and no look-up is slow.
+TEST(Merges, PairsChosenToCollide) {
+  constexpr uint64_t kMultiplier = 0x9E3779B97F4A7C15;  // the first of merges.cpp
+  constexpr size_t kRules = 1024;
+  constexpr int kShift = 64 - 11;  // twice as many slots as rules
+  std::vector<Merge> rules;
+  for (int32_t pair = 0; rules.size() < kRules; ++pair) {
+    const int32_t left = pair % 4096;
+    const int32_t right = 300 + pair / 4096;
+    uint64_t key = (static_cast<uint64_t>(left) << 20 | static_cast<uint64_t>(right)) * kMultiplier;
+    key = (key ^ key >> 32) * kMultiplier;
+    if (key >> kShift == 5) rules.push_back({left, right, 7});
+  }
+  const Merges merges = build_or_die(rules);
+  for (size_t i = 0; i < rules.size(); ++i) ASSERT_EQ(merges.rank(rules[i].left, rules[i].right), i);
+}
+
 }  // namespace
 }  // namespace dsv3

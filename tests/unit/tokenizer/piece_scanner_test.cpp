@@ -67,7 +67,9 @@ TEST(PieceScanner, WhatMatchesNothingStaysTogetherUpToTheNextMatch) {
   EXPECT_THAT(pieces_of("\x01\x02\x03"), ElementsAre("\x01\x02\x03"));
   EXPECT_THAT(pieces_of("\x01\x02\x03z"), ElementsAre("\x01\x02", "\x03z"));
   EXPECT_THAT(pieces_of("\x01 a"), ElementsAre("\x01", " a"));
-  EXPECT_THAT(pieces_of("\x01" "1"), ElementsAre("\x01", "1"));
+  EXPECT_THAT(pieces_of("\x01"
+                        "1"),
+              ElementsAre("\x01", "1"));
   EXPECT_THAT(pieces_of("\x01中"), ElementsAre("\x01", "中"));
   EXPECT_THAT(pieces_of(std::string_view("\0\0", 2)), ElementsAre(std::string(2, '\0')));
 }
@@ -79,8 +81,8 @@ TEST(PieceScanner, MarksGoWithLetters) {
 }
 
 TEST(PieceScanner, PiecesJoinedAreTheText) {
-  const std::vector<std::string> parts = {"a", "Z", "é", "1", "½", " ", "\n", "\r", "\t", "\u3000", ".", "'", "€", "\x01",
-                                          "中", "・", "\u3040", "\u0301", "🙂", "\u200D"};
+  const std::vector<std::string> parts = {"a", "Z", "é", "1",    "½",  " ",  "\n",     "\r",     "\t",   "\u3000",
+                                          ".", "'", "€", "\x01", "中", "・", "\u3040", "\u0301", "🙂", "\u200D"};
   uint64_t state = 7;
   for (int i = 0; i < 20000; ++i) {
     std::string text;

@@ -46,8 +46,8 @@ inline std::string byte_character(int byte) {
 }
 
 inline Json added_token(int id, const std::string& content, bool special = false, bool normalized = true) {
-  return {{"id", id},         {"content", content},       {"single_word", false}, {"lstrip", false},
-          {"rstrip", false},  {"normalized", normalized}, {"special", special}};
+  return {{"id", id},        {"content", content},       {"single_word", false}, {"lstrip", false},
+          {"rstrip", false}, {"normalized", normalized}, {"special", special}};
 }
 
 /// A whole tokenizer.json: the 256 bytes (ids 0 to 255 in byte order), `merges` ("left right", new ids from 256 on),
@@ -67,18 +67,18 @@ inline Json small_file(const std::vector<std::string>& merges = {}, const std::v
   for (const std::string& text : added) {
     added_tokens.push_back(added_token(static_cast<int>(vocab.size() + added_tokens.size()), text));
   }
-  const Json byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true},
-                           {"use_regex", false}};
-  return {{"version", "1.0"},
-          {"added_tokens", added_tokens},
-          {"normalizer", nullptr},
-          {"pre_tokenizer",
-           {{"type", "Sequence"},
-            {"pretokenizers",
-             Json::array({split(kDigitsPattern), split(kCjkPattern), split(kWordsPattern), byte_level})}}},
-          {"post_processor", nullptr},
-          {"decoder", {{"type", "ByteLevel"}}},
-          {"model", {{"type", "BPE"}, {"dropout", nullptr}, {"vocab", vocab}, {"merges", merges}}}};
+  const Json byte_level = {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
+  return {
+      {"version", "1.0"},
+      {"added_tokens", added_tokens},
+      {"normalizer", nullptr},
+      {"pre_tokenizer",
+       {{"type", "Sequence"},
+        {"pretokenizers", Json::array({split(kDigitsPattern), split(kCjkPattern), split(kWordsPattern), byte_level})}}},
+      {"post_processor", nullptr},
+      {"decoder", {{"type", "ByteLevel"}}},
+      {"model", {{"type", "BPE"}, {"dropout", nullptr}, {"vocab", vocab}, {"merges", merges}}}};
 }
 
 inline std::shared_ptr<const Tokenizer> parse_or_die(const Json& file, std::string_view config = {}) {

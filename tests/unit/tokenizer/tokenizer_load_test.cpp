@@ -35,14 +35,21 @@ TEST(TokenizerFile, MergesAsTextsOrPairs) {
 
 TEST(TokenizerFile, HarmlessVariants) {
   for (const auto& change : std::vector<std::function<void(Json&)>>{
-           [](Json& f) { f["normalizer"] = {{"type", "Sequence"}, {"normalizers", Json::array()}}; },
-           [](Json& f) { f["post_processor"] = {{"type", "ByteLevel"}, {"use_regex", true}}; },
-           [](Json& f) { f["post_processor"] = {{"type", "TemplateProcessing"}, {"single", Json::array()}}; },
+           [](Json& f) {
+             f["normalizer"] = {{"type", "Sequence"}, {"normalizers", Json::array()}};
+           },
+           [](Json& f) {
+             f["post_processor"] = {{"type", "ByteLevel"}, {"use_regex", true}};
+           },
+           [](Json& f) {
+             f["post_processor"] = {{"type", "TemplateProcessing"}, {"single", Json::array()}};
+           },
            [](Json& f) { f["model"]["ignore_merges"] = false; },
            [](Json& f) { f["model"]["continuing_subword_prefix"] = ""; },
-           [](Json& f) { f["model"]["unk_token"] = nullptr; },
-           [](Json& f) { f.erase("added_tokens"); },
-           [](Json& f) { f["something_new"] = {{"a", 1}}; }}) {
+           [](Json& f) { f["model"]["unk_token"] = nullptr; }, [](Json& f) { f.erase("added_tokens"); },
+           [](Json& f) {
+             f["something_new"] = {{"a", 1}};
+           }}) {
     Json file = small_file();
     change(file);
     const auto parsed = Tokenizer::parse(dump_json(file), {});
@@ -111,7 +118,9 @@ class TokenizerFolder : public testing::Test {
     folder_ = name;
   }
   void TearDown() override { std::filesystem::remove_all(folder_); }
-  void write(const std::string& name, const std::string& text) { std::ofstream(folder_ / name, std::ios::binary) << text; }
+  void write(const std::string& name, const std::string& text) {
+    std::ofstream(folder_ / name, std::ios::binary) << text;
+  }
   std::string fault() {
     const auto loaded = Tokenizer::load(folder_.string());
     if (loaded.ok()) return "accepted";

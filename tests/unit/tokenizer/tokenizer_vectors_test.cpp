@@ -50,14 +50,15 @@ TEST(TokenizerVectors, AWholeConversation) {
   const std::string user = "<" + bar + "User" + bar + ">";
   const std::string assistant = "<" + bar + "Assistant" + bar + ">";
   const std::string end = "<" + bar + "end" + low + "of" + low + "sentence" + bar + ">";
-  const std::string text = "You are a helpful assistant" + user + "Hello" + assistant + "Hi there" + end + user +
-                           "How are you?" + assistant;
-  const Ids ids = {0,     3476, 477,  260, 11502,  22896, 128803, 19923, 128804,
-                   23166, 1031, 1, 128803, 4117, 477, 440, 33, 128804};
+  const std::string text =
+      "You are a helpful assistant" + user + "Hello" + assistant + "Hi there" + end + user + "How are you?" + assistant;
+  const Ids ids = {0,     3476, 477, 260,    11502, 22896, 128803, 19923, 128804,
+                   23166, 1031, 1,   128803, 4117,  477,   440,    33,    128804};
   EXPECT_EQ(real_tokenizer().encode(text, true), ids);
-  EXPECT_EQ(real_tokenizer().decode(ids, false), "<" + bar + "begin" + low + "of" + low + "sentence" + bar + ">" + text);
-  EXPECT_EQ(real_tokenizer().decode(ids, true),
-            "You are a helpful assistant" + user + "Hello" + assistant + "Hi there" + user + "How are you?" + assistant);
+  EXPECT_EQ(real_tokenizer().decode(ids, false),
+            "<" + bar + "begin" + low + "of" + low + "sentence" + bar + ">" + text);
+  EXPECT_EQ(real_tokenizer().decode(ids, true), "You are a helpful assistant" + user + "Hello" + assistant +
+                                                    "Hi there" + user + "How are you?" + assistant);
 }
 
 TEST(TokenizerVectors, SingleBytes) {

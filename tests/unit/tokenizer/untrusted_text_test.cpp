@@ -98,7 +98,8 @@ TEST(UntrustedText, InvalidBytesMoveTheRangesAlong) {
   EXPECT_EQ(count({{second + 6, second + 8}}), 1u);
   EXPECT_EQ(count({{second + 7, second + 8}}), 2u);
   EXPECT_EQ(count({{0, text.size()}}), 0u);
-  EXPECT_EQ(tiny_tokenizer().decode(tiny_tokenizer().encode(text, false), false), "\uFFFD\uFFFD<think>\uFFFD<think>\uFFFD");
+  EXPECT_EQ(tiny_tokenizer().decode(tiny_tokenizer().encode(text, false), false),
+            "\uFFFD\uFFFD<think>\uFFFD<think>\uFFFD");
 }
 
 }  // namespace

@@ -73,13 +73,13 @@ std::vector<float> plain_values(const FileTensor& tensor, const std::map<std::st
 }
 
 TEST(ExpectedTensors, OfDeepSeekV3AreWhatIsPublished) {
-  const std::string v3 =
-      R"({"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3", "vocab_size": 129280,
+  const std::string v3 = R"({"model_type": "deepseek_v3", "vocab_size": 129280,
     "hidden_size": 7168, "intermediate_size": 18432, "moe_intermediate_size": 2048, "num_hidden_layers": 61,
     "num_nextn_predict_layers": 1, "num_attention_heads": 128, "n_shared_experts": 1, "n_routed_experts": 256,
     "routed_scaling_factor": 2.5, "kv_lora_rank": 512, "q_lora_rank": 1536, "qk_rope_head_dim": 64, "v_head_dim": 128,
     "qk_nope_head_dim": 128, "n_group": 8, "topk_group": 4, "num_experts_per_tok": 8, "first_k_dense_replace": 3,
-    "max_position_embeddings": 163840, "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}})";
+    "max_position_embeddings": 163840,
+    "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]}})";
   int64_t tensors = 0, f8 = 0, bf16 = 0, f32 = 0;
   const auto size = [](const std::vector<int64_t>& shape) {
     int64_t n = 1;
@@ -115,6 +115,18 @@ TEST(ExpectedTensors, WithoutQueryCompressionOrBias) {
   EXPECT_FALSE(has("q_a_"));
   EXPECT_FALSE(has("e_score_correction_bias"));
   EXPECT_FALSE(has("layers.2."));
+}
+
+TEST(ExpectedTensors, AnMtpModuleHasExpertsWhateverTheFrequency) {
+  const auto tensors = expected_tensors(
+      parsed(small_config(R"({"num_hidden_layers": 3, "moe_layer_freq": 2, "first_k_dense_replace": 0})")));
+  const auto has = [&](const std::string& name) {
+    return std::any_of(tensors.begin(), tensors.end(), [&](const auto& t) { return t.name == name; });
+  };
+  EXPECT_TRUE(has("model.layers.0.mlp.gate.weight"));
+  EXPECT_TRUE(has("model.layers.1.mlp.gate_proj.weight"));
+  EXPECT_TRUE(has("model.layers.2.mlp.gate.weight"));
+  EXPECT_TRUE(has("model.layers.3.mlp.gate.weight"));
 }
 
 TEST(Checkpoint, OpensTheTinyModel) {
