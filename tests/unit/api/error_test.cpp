@@ -51,7 +51,7 @@ TEST(Errors, TableOfOpenAiRoutes) {
        "unsupported_parameter", "regex"},
       {"/v1/chat/completions", R"({"messages":[{"role":"user","content":"x"}],"top_logprobs":2})", 400, "invalid_value",
        "top_logprobs"},
-      {"/v1/chat/completions", R"({"messages":[{"role":"user","content":"raise"}]})", 400, "", "messages"},
+      {"/v1/chat/completions", R"({"messages":[{"role":"user","content":"raise"}]})", 400, "invalid_value", "messages"},
       {"/v1/chat/completions", R"({"messages":[{"role":"user","content":"x"}],"model":"other"})", 404, "model_not_found",
        "model"},
       {"/nothing", "{}", 404, "", ""},
