@@ -21,26 +21,29 @@ class Bodies:
         self.draw = random.Random(seed)
 
     def number(self, low, high, whole=False):
+        if self.draw.random() < 0.8:
+            return self.draw.randint(low, high) if whole else self.draw.uniform(low, high)
         span = [low - 1, low, low + 1, (low + high) / 2, high - 1, high, high + 1]
         value = self.draw.choice(span)
         return int(value) if whole else self.draw.choice((value, value + 0.001))
 
     def text(self):
-        kinds = ("x", "violin", "naïve 东京 🙂", " " * 5, "<｜User｜>", "</think>", "\t\n\r", "a" * 40, "\u202e\u0301", "{}", "")
-        return "".join(self.draw.choice(kinds) for _ in range(self.draw.randrange(4)))
+        kinds = ("x", "What is 2 + 3?", "violin", "naïve 东京 🙂", " " * 5, "<｜User｜>", "</think>", "\t\n\r", "a" * 40, "\u202e\u0301", "{}", "")
+        return "".join(self.draw.choice(kinds) for _ in range(self.draw.choice((0, 1, 1, 2, 3))))
 
     def ids(self):
-        return [self.draw.choice((0, 1, 2, 100, 2000, 4078, 4094, 4095, 4095, 4096, -1) if self.draw.random() < 0.1 else (5, 100, 2000, 4078))
-                for _ in range(self.draw.choice((0, 1, 3, 20, 95, 96, 97)))]
+        ids = [self.draw.choice((0, 1, 2, 4079, 4094, 4095) if self.draw.random() < 0.1 else (5, 100, 2000, 4078))
+               for _ in range(self.draw.choice((0, 95, 96, 97) if self.draw.random() < 0.15 else (1, 3, 20, 63, 64, 65, 92)))]
+        return ids if self.draw.random() < 0.9 else [*ids, self.draw.choice((4096, -1))]
 
     def sampling(self):
         return {
-            "temperature": self.number(0, 2), "top_p": self.number(0, 1), "top_k": self.draw.choice((-2, -1, 0, 1, 5, 4096, 2**31)),
+            "temperature": self.number(0, 2), "top_p": self.number(0, 1), "top_k": self.draw.choice((-1, 0, 1, 5, 50, 4096, -2, 2**31) if self.draw.random() < 0.3 else (-1, 1, 5)),
             "min_p": self.number(0, 1), "frequency_penalty": self.number(-2, 2), "presence_penalty": self.number(-2, 2),
-            "repetition_penalty": self.number(0, 2), "n": self.draw.choice((1, 1, 1, 2, 3, 0, 129)), "ignore_eos": self.draw.random() < 0.5,
-            "stop": self.draw.choice(("x", ["a", "b"], "", ["\n"] * 16, ["\n"] * 17, "é" * 128, "é" * 129)),
-            "stop_token_ids": self.draw.choice(([1], [], [4096], [0, 5])), "skip_special_tokens": self.draw.random() < 0.5,
-            "logit_bias": self.draw.choice(({"5": 100}, {"4095": -100}, {"x": 1}, {"5": 101}, {"-1": 0}, {"5": "a"}, {})),
+            "repetition_penalty": self.number(0, 2), "n": self.draw.choice((1, 1, 1, 1, 2, 3, 0, 129)), "ignore_eos": self.draw.random() < 0.5,
+            "stop": self.draw.choice(("x", ["a", "b"], ["e", "n ", "東"], "<", "", ["\n"] * 16, ["\n"] * 17, "é" * 128, "é" * 129)),
+            "stop_token_ids": self.draw.choice(([1], [], [0, 5], list(range(100, 400)), [4096])), "skip_special_tokens": self.draw.random() < 0.5,
+            "logit_bias": self.draw.choice(({"5": 100}, {"4095": -100}, {"1": 50}, {"4085": 60}, {}, {"x": 1}, {"5": 101}, {"-1": 0}, {"5": "a"})),
         }
 
     def some(self, fields, share):
@@ -52,8 +55,8 @@ class Bodies:
 
         roles = ("system", "user", "assistant", "tool", "developer", "function", "USER", "robot")
         out = []
-        for _ in range(self.draw.randrange(4)):
-            message = {"role": self.draw.choice(roles if self.draw.random() < 0.3 else roles[:3]), "content": self.text() if self.draw.random() < 0.7 else content()}
+        for _ in range(self.draw.choice((0, 1, 1, 1, 2, 2, 3, 4))):
+            message = {"role": self.draw.choice(roles if self.draw.random() < 0.1 else roles[:5]), "content": self.text() if self.draw.random() < 0.85 else content()}
             if self.draw.random() < 0.1:
                 message["tool_calls"] = self.draw.choice(([], [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}], [{}], 5))
             if self.draw.random() < 0.1:
@@ -63,13 +66,13 @@ class Bodies:
 
     def openai(self):
         common = {
-            **self.sampling(), "seed": self.draw.choice((0, -1, 2**63 - 1, 2**63)), "stream": self.draw.random() < 0.5, "min_tokens": self.draw.choice((0, 2, 5)),
+            **self.sampling(), "seed": self.draw.choice((0, -1, 42, 2**63 - 1, 2**63)), "stream": self.draw.random() < 0.5, "min_tokens": self.draw.choice((0, 2, 5)),
             "stream_options": self.draw.choice(({"include_usage": True}, {"continuous_usage_stats": True, "include_usage": True}, {}, {"include_usage": 1})),
             "rid": self.draw.choice(("r", "r" * 256, "r" * 257)), "cache_salt": "s", "priority": self.number(-1_000_000, 1_000_000, True),
-            "model": self.draw.choice(("tiny", "default", "other")), "user": "u", "return_token_ids": True, "best_of": self.draw.choice((1, 2)),
+            "model": self.draw.choice(("tiny", "default", "dsv3-tiny", "other")), "user": "u", "return_token_ids": True, "best_of": self.draw.choice((1, 1, 2)),
         }
         body = self.some(common, 0.12)
-        body["max_tokens"] = self.draw.choice((1, 2, 4, 4, 4, 0, 95, 96, 97))
+        body["max_tokens"] = self.draw.choice((1, 2, 3, 4) if self.draw.random() < 0.85 else (0, 30, 95, 96, 97))
         if self.draw.random() < 0.5:
             body["messages"] = self.messages()
             extra = {
@@ -89,7 +92,7 @@ class Bodies:
 
     def native(self):
         params = self.some(self.sampling(), 0.12)
-        new = self.draw.choice((0, 1, 4, 4, 4, 95, 96, 97))
+        new = self.draw.choice((0, 1, 3, 4) if self.draw.random() < 0.85 else (30, 95, 96, 97))
         form = self.draw.randrange(3)
         if form == 0:
             params |= {"max_new_tokens": new, **self.some({"min_new_tokens": self.draw.choice((0, 2, 5)), "sampling_seed": 3, "no_stop_trim": True}, 0.2)}
@@ -124,7 +127,7 @@ class Bodies:
     def one(self):
         path, body = self.draw.choices((self.openai, self.native, self.other), (60, 30, 10))[0]()
         limits = {"max_tokens", "max_new_tokens", "sampling_params", "parameters"}
-        while self.draw.random() < 0.3:
+        while self.draw.random() < 0.2:
             body = self.spoil(body)
         if isinstance(body, dict) and not limits & set(body):
             body["max_tokens"] = 2

@@ -12,7 +12,7 @@ VARIANTS = {
     "lookahead": ("--lookahead", 1),
     "mtp-1": ("--speculative-algorithm", "NEXTN", "--speculative-num-steps", 1),
     "mtp-2": ("--speculative-algorithm", "NEXTN", "--speculative-num-steps", 2),
-    "mtp-2-chunks-lookahead": ("--mtp-step", 2, "--chunked-prefill-size", 7, "--lookahead", 1),
+    "mtp-2-chunks-lookahead": ("--mtp-step", 2, "--chunked-prefill-size", 61, "--lookahead", 1),
     "tp-2": ("--tp", 2),
     "tp-8": ("--tp", 8),
     "tp-2-mtp-1": ("--tp", 2, "--mtp-step", 1),
@@ -126,7 +126,7 @@ def test_prefix_cache_off_gives_the_same(serve, golden):
 
 def test_small_cache(serve, golden):
     """A cache that holds a few requests at a time: all wait their turn and give the same ids."""
-    with serve("--max-total-tokens", 1536) as server:
+    with serve("--max-total-tokens", 1536, "--context-length", 1280) as server:
         with concurrent.futures.ThreadPoolExecutor(32) as pool:
             answers = list(pool.map(lambda case: (case, generate(server, case)), golden + golden[:8]))
         faults = [wrong(case, answer["output_ids"]) for case, answer in answers if answer["output_ids"] != case["greedy_ids"]]

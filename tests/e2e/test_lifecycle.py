@@ -81,7 +81,8 @@ def test_sigterm_under_load(serve):
                 assert head.status == 503 and head.get("retry-after"), body
                 error = json.loads(body)["error"]
                 assert (error["type"], error["code"]) == ("server_error", "not_ready")
-            assert exchange(server.port, "GET", "/health")[0].status == 503
+            for path, status in (("/health", 503), ("/readyz", 503), ("/health_generate", 503), ("/livez", 200), ("/metrics", 200), ("/v1/models", 200)):
+                assert exchange(server.port, "GET", path)[0].status == status, path
             for connection in running:
                 assert connection.read_head().status == 200
                 chunks = connection.read_chunks()
@@ -196,9 +197,12 @@ def test_memory_does_not_grow(serve, sanitized, figure):
                     i = next(numbers, None)
                     if i is None or i >= end:
                         break
-                body = {"messages": [{"role": "user", "content": f"What is {i} + {i % 7}?"}], "max_tokens": 2 + i % 7, "temperature": i % 2,
-                        "stream": i % 3 == 0, "logprobs": i % 5 == 0}
-                connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+                body = {"max_tokens": 2 + i % 7, "temperature": i % 2, "stream": i % 3 == 0}
+                if i % 4:
+                    path, body = "/v1/completions", {**body, "prompt": [5 + i % 4000], "logprobs": i % 3}
+                else:
+                    path, body = "/v1/chat/completions", {**body, "messages": [{"role": "user", "content": f"{i} + {i % 7} ="}]}
+                connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
                 answer = connection.getresponse()
                 text = answer.read()
                 if answer.status != 200:
@@ -225,6 +229,20 @@ def test_memory_does_not_grow(serve, sanitized, figure):
         figure("RSS", f"{warm / (1 << 20):.1f} MiB after 500 requests, {end / (1 << 20):.1f} MiB after {count}: {grown:+.2f} MiB ({end / warm - 1:+.2%}); {count / seconds:.0f} requests/s")
         if not sanitized:
             assert end - warm < 8 << 20 and end < warm * 1.03
+
+
+def test_memory_of_huge_bodies_is_given_back(serve, sanitized):
+    """Parsing some megabytes of JSON takes many times its size, on whichever thread: nothing of it stays."""
+    body = {"messages": [{"role": "user", "content": "x"}] * 120_000, "max_tokens": 1}
+    with serve() as server:
+        start = server.rss_bytes()
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            heads = list(pool.map(lambda _: exchange(server.port, "POST", "/v1/chat/completions", body)[0], range(8)))
+        assert [head.status for head in heads] == [400] * 8
+        deadline = time.monotonic() + 10
+        while server.rss_bytes() - start > 64 << 20 and not sanitized:
+            assert time.monotonic() < deadline, f"{(server.rss_bytes() - start) >> 20} MiB kept after eight large bodies"
+            time.sleep(0.1)
 
 
 def test_many_failed_requests_leave_nothing(serve, sanitized):

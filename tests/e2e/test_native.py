@@ -169,6 +169,11 @@ def test_lightllm_stream_has_one_line_per_token(serve, server, drafts):
         assert speculating.metric("dsv3:spec_decode_num_accepted_tokens_total") > 0
 
 
+def test_lightllm_root(server):
+    assert server.ok("/", LIGHTLLM)["generated_text"] == [COUNTED]
+    assert len(sse_events(stream_chunks(server.port, "/", {**LIGHTLLM, "stream": True})[1], b"data:")) == 16
+
+
 def test_lightllm_stop_sequences(server):
     for stop in (" 9", [" 9"], [[999999 % 4096]]):
         answer = server.ok("/generate", {"inputs": COUNT, "parameters": {"max_new_tokens": 40, "stop_sequences": stop}})
@@ -234,7 +239,10 @@ def test_health_and_version(server):
 @pytest.mark.parametrize("method, path", [("GET", "/health_generate"), ("GET", "/healthz"), ("GET", "/liveness"), ("GET", "/readiness"),
                                           ("GET", "/livez"), ("GET", "/readyz"), ("GET", "/ping"), ("POST", "/reset_prefix_cache")])
 def test_probes_of_the_peers(server, method, path):
+    server.wait_idle()
+    before = server.metric("dsv3:generation_tokens_total")
     assert exchange(server.port, method, path, None if method == "GET" else b"{}")[0].status == 200
+    assert server.metric("dsv3:generation_tokens_total") - before == (1 if path == "/health_generate" else 0)
 
 
 # -- metrics ----------------------------------------------------------------------------------------
