@@ -107,7 +107,7 @@ class ExpandedHead {
 
   void attend(int64_t tile, int64_t tokens, int64_t row, int64_t rows) {
     const int64_t padded = round_up(tokens, kPanelCols);
-    float scores[kRowBlock * 512];
+    alignas(kCacheLineBytes) float scores[kRowBlock * 512];
     DSV3_CHECK(padded <= 512, "tile larger than the score buffer");
     const float* q = span_.q + row * shape_.heads * key_dim() + head_ * key_dim();
     for (int64_t k = 0; k < padded; k += kPanelCols) {
@@ -135,9 +135,9 @@ class ExpandedHead {
   const AttentionSpan& span_;
   const int64_t head_;
   const int64_t tile_tokens_;
-  std::vector<float> keys_, values_, expanded_;
+  AlignedFloats keys_, values_, expanded_;
   std::vector<Softmax> softmax_;
-  std::vector<float> acc_;  // [rows][v_padded]
+  AlignedFloats acc_;  // [rows][v_padded]
 };
 
 /// `count` <= kRowBlock latent queries (of one or more heads and rows of one span) over the span's context.
@@ -146,7 +146,7 @@ void attend_absorbed(const AttentionShape& shape, const CacheView& cache, std::s
                      const float* q, float* out, int64_t count, const int64_t* visible) {
   const int64_t row = cache.row, latent = shape.latent;
   const int64_t padded = round_up(cache.block_tokens, 16);
-  std::vector<float> scores(static_cast<size_t>(count * padded));
+  AlignedFloats scores(static_cast<size_t>(count * padded));
   Softmax softmax[kRowBlock];
   std::fill(out, out + count * latent, 0.0f);
   const int64_t context = *std::max_element(visible, visible + count);
@@ -200,7 +200,7 @@ void attention_expanded(ForkJoin& pool, const AttentionShape& shape, const CpuKv
 }
 
 void attention_absorbed(ForkJoin& pool, const AttentionShape& shape, const CpuKvProjection& kv_b,
-                        const CacheView& cache, std::span<const AttentionSpan> spans, std::vector<float>& scratch) {
+                        const CacheView& cache, std::span<const AttentionSpan> spans, AlignedFloats& scratch) {
   const int64_t heads = shape.heads, q_dim = shape.nope + shape.rope, row = cache.row, latent = shape.latent;
   int64_t total_rows = 0;
   for (const auto& span : spans) total_rows += span.rows;

@@ -45,6 +45,6 @@ void attention_expanded(ForkJoin& pool, const AttentionShape& shape, const CpuKv
 
 /// `q` of all spans must lie in one matrix of row stride heads * (nope + rope), `out` likewise. scratch is reused.
 void attention_absorbed(ForkJoin& pool, const AttentionShape& shape, const CpuKvProjection& kv_b,
-                        const CacheView& cache, std::span<const AttentionSpan> spans, std::vector<float>& scratch);
+                        const CacheView& cache, std::span<const AttentionSpan> spans, AlignedFloats& scratch);
 
 }  // namespace dsv3::cpu

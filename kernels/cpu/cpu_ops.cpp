@@ -1,9 +1,10 @@
 // The CPU backend. One thread calls it; loops over rows and columns are spread over its ForkJoin pool.
 #include "dsv3/kernels/cpu/cpu_ops.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <deque>
 
@@ -26,15 +27,25 @@ class CpuLinear final : public Linear {
   PackedMatrix matrix;
 };
 
-Result<std::vector<float>> read_all(const MatrixReader& reader) {
-  std::vector<float> data(static_cast<size_t>(reader.rows() * reader.cols()));
+Result<AlignedFloats> read_all(const MatrixReader& reader) {
+  AlignedFloats data(static_cast<size_t>(reader.rows() * reader.cols()));
   DSV3_TRY(reader.read_f32(data.data()));
   return data;
 }
 
-struct FreeDeleter {
-  void operator()(void* p) const { std::free(p); }
+struct Unmap {
+  size_t bytes = 0;
+  void operator()(float* p) const { ::munmap(p, bytes); }
 };
+using MappedFloats = std::unique_ptr<float, Unmap>;
+
+/// Zeros on pages of their own: those that no sequence has used yet cost nothing.
+MappedFloats map_zeros(size_t count) {
+  const size_t bytes = count * sizeof(float);
+  void* p = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  DSV3_CHECK(p != MAP_FAILED, "no address space for the KV cache that the plan promised");
+  return MappedFloats(static_cast<float*>(p), Unmap{bytes});
+}
 
 class CpuOps final : public Ops {
  public:
@@ -42,9 +53,7 @@ class CpuOps final : public Ops {
       : limits_(limits), options_(options), pool_(options.num_threads), slots_(limits.max_slots, limits.block_tokens) {
     const auto numbers = static_cast<size_t>(limits.cache_layers * limits.num_blocks * limits.block_tokens) *
                          static_cast<size_t>(limits.cache_row);
-    // calloc: pages that no sequence has used yet cost nothing.
-    cache_.reset(static_cast<float*>(std::calloc(std::max<size_t>(numbers, 1), sizeof(float))));
-    DSV3_CHECK(cache_ != nullptr, "no memory for the KV cache that the plan promised");
+    cache_ = map_zeros(std::max<size_t>(numbers, 1));
   }
 
   bool fp8_inputs() const override { return options_.w8a8; }
@@ -294,9 +303,10 @@ class CpuOps final : public Ops {
   CpuOpsOptions options_;
   ForkJoin pool_;
   SlotTable slots_;
-  std::unique_ptr<float, FreeDeleter> cache_;  // [cache_layers][num_blocks][block_tokens][cache_row]
-  std::deque<std::vector<float>> buffers_;     // deque: tensors point into the vectors
-  std::vector<float> attention_scratch_, experts_scratch_, sample_scratch_;
+  MappedFloats cache_;                         // [cache_layers][num_blocks][block_tokens][cache_row]
+  std::deque<AlignedFloats> buffers_;          // deque: tensors point into the vectors
+  AlignedFloats attention_scratch_, experts_scratch_;
+  std::vector<float> sample_scratch_;
   std::vector<float> rotation_;  // [rows][rope] of the batch that was prepared last
   bool rotation_ready_ = false;
 };

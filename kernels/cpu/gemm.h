@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "dsv3/base/thread_pool.h"
+#include "dsv3/tensor/aligned.h"
 #include "simd.h"
 
 namespace dsv3::cpu {
@@ -23,7 +24,7 @@ class PackedMatrix {
 
  private:
   int64_t out_ = 0, in_ = 0;
-  std::vector<float> data_;
+  AlignedFloats data_;
 };
 
 /// y[rows, out] = x[rows, in] W^T; y is overwritten. `y[r]` depends on `x[r]` alone, bit for bit.

@@ -74,7 +74,7 @@ void route_row(const GateShape& gate, const float* logits, const float* bias, in
 }
 
 void run_experts(ForkJoin& pool, int64_t rows, const Tensor& x, const CpuExperts& experts, const Tensor& ids,
-                 const Tensor& weights, Tensor out, std::vector<float>& scratch) {
+                 const Tensor& weights, Tensor out, AlignedFloats& scratch) {
   const int64_t top_k = ids.cols, hidden = x.cols;
   struct Use {
     int64_t row, k;
@@ -94,7 +94,7 @@ void run_experts(ForkJoin& pool, int64_t rows, const Tensor& x, const CpuExperts
     const auto& list = uses[busy[static_cast<size_t>(task)]];
     const auto count = static_cast<int64_t>(list.size());
     const int64_t width = expert.down.in();
-    std::vector<float> input(static_cast<size_t>(count * hidden)), gate_up(static_cast<size_t>(count * 2 * width)),
+    AlignedFloats input(static_cast<size_t>(count * hidden)), gate_up(static_cast<size_t>(count * 2 * width)),
         middle(static_cast<size_t>(count * width)), result(static_cast<size_t>(count * hidden));
     for (int64_t i = 0; i < count; ++i) {
       std::memcpy(input.data() + i * hidden, x.f32(list[static_cast<size_t>(i)].row),

@@ -25,6 +25,6 @@ void route_row(const GateShape& gate, const float* logits, const float* bias, in
 
 /// out[r] += sum over k, in order, of weights[r][k] * expert ids[r][k](x[r]).
 void run_experts(ForkJoin& pool, int64_t rows, const Tensor& x, const CpuExperts& experts, const Tensor& ids,
-                 const Tensor& weights, Tensor out, std::vector<float>& scratch);
+                 const Tensor& weights, Tensor out, AlignedFloats& scratch);
 
 }  // namespace dsv3::cpu

@@ -179,23 +179,6 @@ void read_tools(FieldReader& reader, ChatRequest& out) {
   read_tool_choice(reader, out);
 }
 
-/// Cuts what the template wrote behind the final message, so that the model goes on with it.
-Status cut_after_final_message(const std::string& content, std::string_view eos, RenderedPrompt& prompt) {
-  const bool ends_in_client_text = !prompt.untrusted.empty() && prompt.untrusted.back().end == prompt.text.size();
-  size_t end = prompt.text.size();
-  if (!eos.empty() && prompt.text.ends_with(eos) && !ends_in_client_text) {
-    end -= eos.size();
-  } else if (!content.empty() && prompt.text.rfind(content) != std::string::npos) {
-    end = prompt.text.rfind(content) + content.size();
-  } else {
-    return invalid_value("continue_final_message", "does not work with this model's chat template");
-  }
-  prompt.text.resize(end);
-  std::erase_if(prompt.untrusted, [&](const ByteRange& range) { return range.begin >= end; });
-  if (!prompt.untrusted.empty() && prompt.untrusted.back().end > end) prompt.untrusted.back().end = end;
-  return {};
-}
-
 /// Templates disagree about a null content beside tool calls: most want it, some fail on it and want an empty string.
 Result<RenderedPrompt> render(const ChatTemplate& chat_template, const ChatRequestView& view) {
   auto rendered = chat_template.render(view);
@@ -209,7 +192,8 @@ Result<RenderedPrompt> render(const ChatTemplate& chat_template, const ChatReque
     }
   }
   if (!changed) return rendered;
-  auto again = chat_template.render({messages, view.tools, view.kwargs, view.add_generation_prompt});
+  auto again = chat_template.render(
+      {messages, view.tools, view.kwargs, view.add_generation_prompt, view.continue_final_message});
   return again.ok() ? std::move(again) : std::move(rendered);
 }
 
@@ -248,13 +232,8 @@ Result<EncodedChat> encode_chat(const ChatRequest& request, const ApiContext& co
   const Json no_tools(nullptr);
   DSV3_ASSIGN(RenderedPrompt prompt,
               render(*context.chat_template, {request.messages, request.tools.empty() ? no_tools : request.tools,
-                                              request.template_kwargs, request.add_generation_prompt}));
-  if (request.continue_final_message) {
-    const int32_t eos = context.tokenizer->eos_id();
-    const std::string_view eos_text = eos < 0 ? std::string_view() : context.tokenizer->token_bytes(eos);
-    const Json& content = request.messages.back()["content"];
-    DSV3_TRY(cut_after_final_message(content.is_string() ? content.get<std::string>() : "", eos_text, prompt));
-  }
+                                              request.template_kwargs, request.add_generation_prompt,
+                                              request.continue_final_message}));
   out.ids = context.tokenizer->encode(prompt.text, false, prompt.untrusted);  // the template wrote BOS
   out.text = std::move(prompt.text);
   return out;

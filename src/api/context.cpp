@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "dsv3/base/clock.h"
+#include "errors.h"
 
 namespace dsv3::api {
 namespace {
@@ -93,6 +94,14 @@ ApiContext::ApiContext(ApiConfig config_in, ApiService::Dependencies d)
 bool ApiContext::serves_model(std::string_view name) const {
   return config.accept_any_model || name == model_name || name == config.model_path ||
          name == base_name(config.model_path) || name == "default";
+}
+
+Status ApiContext::unknown_model(std::string_view name) const {
+  return {Code::kNotFound,
+          "model " + describe(Json(name)) + " is not served here, allowed " +
+              describe(Json(config.served_model_name.empty() ? base_name(config.model_path) : model_name)) +
+              " and \"default\"",
+          "model", "model_not_found"};
 }
 
 }  // namespace dsv3::api

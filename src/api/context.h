@@ -61,6 +61,8 @@ struct ApiContext {
   std::atomic<bool> flushing{false};  ///< one request waits in /flush_cache
 
   bool serves_model(std::string_view name) const;
+  /// kNotFound for a name that is not served. Says what would be, without the folder that the model lies in.
+  Status unknown_model(std::string_view name) const;
 };
 
 }  // namespace dsv3::api

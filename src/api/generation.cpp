@@ -173,6 +173,10 @@ class Generation : public std::enable_shared_from_this<Generation> {
       choice.matched_id = update.finish == FinishReason::kStop ? update.matched_id : -1;
     }
     if (choice.finished() && !parser_finished) keep(choice.parser->finish());
+    if (choice.finish == FinishReason::kLength && choice.parser->wants_stop()) {
+      choice.finish = FinishReason::kStop;  // text that was held back until the end held a stop string: stop wins
+      choice.matched_stop = choice.parser->matched_stop();
+    }
     if (first_token_us_ == 0 && !choice.tokens.empty()) first_token_us_ = now_us();
     if (choice.tokens.size() == first && !choice.finished()) return;
     answer_->progress(state_, {choice, first, events});

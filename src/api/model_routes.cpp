@@ -30,10 +30,7 @@ Status handle_model(Call& call) {
   const ApiContext& context = *call.context;
   // A path that begins with '/' meets the route's own slash, and some clients fold the two into one.
   if (!context.serves_model(call.tail) && !context.serves_model("/" + call.tail)) {
-    return {Code::kNotFound,
-            "model " + describe(Json(call.tail)) + " is not served here, this server has " +
-                describe(Json(context.model_name)),
-            "model", "model_not_found"};
+    return context.unknown_model(call.tail);
   }
   respond_json(*call.exchange, model_json(context));
   return {};

@@ -40,10 +40,7 @@ void read_response_format(FieldReader& reader) {
 void check_model(FieldReader& reader, const ApiContext& context) {
   const auto model = reader.string("model");
   if (!model || context.serves_model(*model)) return;
-  reader.fail({Code::kNotFound,
-               "model " + describe(Json(*model)) + " is not served here, this server has " +
-                   describe(Json(context.model_name)),
-               "model", "model_not_found"});
+  reader.fail(context.unknown_model(*model));
 }
 
 std::string read_rid(FieldReader& reader) {

@@ -10,7 +10,8 @@ namespace dsv3 {
 namespace {
 
 // Joins the system messages.
-constexpr std::string_view kSystemText = R"jinja({%- set ns = namespace(system='', first_system=true, is_tool=false, first_call=true, first_output=true, last_user=false, after_user=false) -%}
+constexpr std::string_view kSystemText =
+    R"jinja({%- set ns = namespace(system='', first_system=true, is_tool=false, first_call=true, first_output=true, last_user=false, after_user=false) -%}
 {%- for message in messages if message['role'] == 'system' -%}
   {%- set ns.system = ns.system + ('' if ns.first_system else '\n\n') + (message['content'] or '') -%}
   {%- set ns.first_system = false -%}
@@ -202,11 +203,10 @@ constexpr std::array kR1Parts{kSystemText, kJsonTools, kFencedCall, kR1};
 constexpr std::array kR10528Parts{kSystemText, kJsonTools, kFencedCall, kV30324Begin, kAnswerOnly, kV30324End};
 constexpr std::array kV31Parts{kSystemText, kNamedTools, kV31};
 
-constexpr std::array kTemplates{BuiltinTemplate{"deepseek-v3", "v3", kV3Parts},
-                                BuiltinTemplate{"deepseek-v3-0324", "v3-0324", kV30324Parts},
-                                BuiltinTemplate{"deepseek-r1", "r1", kR1Parts},
-                                BuiltinTemplate{"deepseek-r1-0528", "r1-0528", kR10528Parts},
-                                BuiltinTemplate{"deepseek-v3.1", "v3.1", kV31Parts}};
+constexpr std::array kTemplates{
+    BuiltinTemplate{"deepseek-v3", "v3", kV3Parts}, BuiltinTemplate{"deepseek-v3-0324", "v3-0324", kV30324Parts},
+    BuiltinTemplate{"deepseek-r1", "r1", kR1Parts}, BuiltinTemplate{"deepseek-r1-0528", "r1-0528", kR10528Parts},
+    BuiltinTemplate{"deepseek-v3.1", "v3.1", kV31Parts}};
 
 }  // namespace
 
@@ -216,6 +216,8 @@ std::string BuiltinTemplate::source() const {
   return text;
 }
 
-std::span<const BuiltinTemplate> builtin_templates() { return kTemplates; }
+std::span<const BuiltinTemplate> builtin_templates() {
+  return kTemplates;
+}
 
 }  // namespace dsv3

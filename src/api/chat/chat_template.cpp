@@ -47,8 +47,10 @@ Status mark_final_message(jinja::Runtime& rt, const Value& messages) {
   const Value& message = items->back();
   const Value* content = rt.find(message, "content");
   Text text;
-  if (content != nullptr && content->is_string()) text = *content->text;
-  else if (content != nullptr && !content->is_none()) return invalid("the content of a message to continue must be a string");
+  if (content != nullptr && content->is_string())
+    text = *content->text;
+  else if (content != nullptr && !content->is_none())
+    return invalid("the content of a message to continue must be a string");
   text.append(kEndMark, Source::kEndMark);
   if (!rt.set(message, Value::literal("content"), Value::of(std::make_shared<const Text>(std::move(text))))) {
     return invalid("the chat template could not be rendered: " + rt.error());
@@ -97,15 +99,18 @@ class JinjaTemplate : public ChatTemplate {
     if (request.continue_final_message) DSV3_TRY(cut_at_mark(&text));
     RenderedPrompt prompt;
     for (const jinja::Mark& mark : text.marks()) {
-      if (!prompt.untrusted.empty() && prompt.untrusted.back().end == mark.begin) prompt.untrusted.back().end = mark.end;
-      else prompt.untrusted.push_back({mark.begin, mark.end});
+      if (!prompt.untrusted.empty() && prompt.untrusted.back().end == mark.begin)
+        prompt.untrusted.back().end = mark.end;
+      else
+        prompt.untrusted.push_back({mark.begin, mark.end});
     }
     prompt.text = text.bytes();
     return prompt;
   }
 
  private:
-  static Status add_kwargs(jinja::Runtime& rt, const Json& kwargs, std::vector<std::pair<std::string, Value>>* context) {
+  static Status add_kwargs(jinja::Runtime& rt, const Json& kwargs,
+                           std::vector<std::pair<std::string, Value>>* context) {
     if (kwargs.is_null()) return {};
     if (!kwargs.is_object()) return invalid("chat_template_kwargs must be an object", "chat_template_kwargs");
     for (const auto& [name, value] : kwargs.items()) {
@@ -129,7 +134,8 @@ Result<std::string> read_file(const std::string& path, const std::string& shown)
   const auto bytes = std::filesystem::file_size(path, error);
   if (error) return Status(Code::kBadModelFile, shown + " cannot be read: " + error.message());
   if (bytes > kMaxFileBytes) {
-    return Status(Code::kBadModelFile, shown + " has " + std::to_string(bytes) + " bytes, allowed " + std::to_string(kMaxFileBytes));
+    return Status(Code::kBadModelFile,
+                  shown + " has " + std::to_string(bytes) + " bytes, allowed " + std::to_string(kMaxFileBytes));
   }
   std::ifstream file(path, std::ios::binary);
   std::ostringstream content;
@@ -140,7 +146,8 @@ Result<std::string> read_file(const std::string& path, const std::string& shown)
 
 std::string join_names() {
   std::string names;
-  for (const BuiltinTemplate& builtin : builtin_templates()) names += (names.empty() ? "" : ", ") + std::string(builtin.name);
+  for (const BuiltinTemplate& builtin : builtin_templates())
+    names += (names.empty() ? "" : ", ") + std::string(builtin.name);
   return names;
 }
 
@@ -165,7 +172,8 @@ Result<std::string> template_of_config(const std::string& path) {
       if (!named.is_object() || !named.contains("name") || !named.contains("template")) continue;
       if (named["name"] == "default" && named["template"].is_string()) return named["template"].get<std::string>();
     }
-    return Status(Code::kBadModelFile, "tokenizer_config.json: chat_template is a list without a template named \"default\"");
+    return Status(Code::kBadModelFile,
+                  "tokenizer_config.json: chat_template is a list without a template named \"default\"");
   }
   return Status(Code::kBadModelFile, "tokenizer_config.json: chat_template must be a string or a list");
 }
@@ -182,7 +190,8 @@ Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::compile(std::string_vi
 Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::builtin(std::string_view name) {
   const BuiltinTemplate* found = find_builtin(name);
   if (found == nullptr) {
-    return Status(Code::kNotFound, "no built-in chat template \"" + std::string(name) + "\"; there are " + join_names());
+    return Status(Code::kNotFound,
+                  "no built-in chat template \"" + std::string(name) + "\"; there are " + join_names());
   }
   return compile(found->source(), std::string(kBos), std::string(kEos));
 }
@@ -200,7 +209,8 @@ Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::load(const std::string
     const auto text_of = [&](int32_t id) { return id < 0 ? std::string() : std::string(tokenizer.token_bytes(id)); };
     return compile(source, text_of(tokenizer.bos_id()), text_of(tokenizer.eos_id()));
   };
-  const auto compile_own = [&](std::string_view source, const std::string& name) -> Result<std::shared_ptr<const ChatTemplate>> {
+  const auto compile_own = [&](std::string_view source,
+                               const std::string& name) -> Result<std::shared_ptr<const ChatTemplate>> {
     *chosen = name;
     auto compiled = compile_here(source);
     if (compiled.ok()) return compiled;
@@ -214,7 +224,9 @@ Result<std::shared_ptr<const ChatTemplate>> ChatTemplate::load(const std::string
     }
     std::error_code error;
     if (!std::filesystem::is_regular_file(override_name, error)) {
-      return Status(Code::kNotFound, "--chat-template " + override_name + " is neither a file nor one of " + join_names(), "--chat-template");
+      return Status(Code::kNotFound,
+                    "--chat-template " + override_name + " is neither a file nor one of " + join_names(),
+                    "--chat-template");
     }
     DSV3_ASSIGN(const std::string source, read_file(override_name, override_name));
     return compile_own(source, override_name);

@@ -2,6 +2,7 @@
 // One object a choice, one thread at a time.
 #include "dsv3/api/output_parser.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "chat/stop_matcher.h"
@@ -51,9 +52,7 @@ class Parser : public OutputParser, private ToolCallSink {
     if (!done_) {
       text(detokenizer_.finish());
       if (phase_ == Phase::kUndecided) {
-        phase_ = Phase::kContent;
-        reasoning_tokens_ = 0;
-        content_text(std::exchange(pending_, {}));
+        answered_at_once();
       } else if (phase_ == Phase::kReasoning) {
         reasoning_text(std::exchange(pending_, {}));
         flush_reasoning();
@@ -91,9 +90,11 @@ class Parser : public OutputParser, private ToolCallSink {
         return closed();
       }
     }
-    const ToolMark mark = phase_ == Phase::kContent && parses_tools_ ? tool_tokens_.mark(id) : ToolMark::kText;
+    const ToolMark mark = phase_ != Phase::kReasoning && parses_tools_ ? tool_tokens_.mark(id) : ToolMark::kText;
     if (mark == ToolMark::kText) return text(detokenizer_.push(id));
     text(detokenizer_.finish());
+    if (phase_ == Phase::kUndecided) answered_at_once();
+    drop_newlines_ = false;
     if (!done_) tools_.push_mark(mark, shown(id));
   }
 
@@ -116,11 +117,7 @@ class Parser : public OutputParser, private ToolCallSink {
         if (kThinkOpen.starts_with(rest)) return;
       }
       at_start_ = false;
-      if (phase_ == Phase::kUndecided) {
-        phase_ = Phase::kContent;
-        reasoning_tokens_ = 0;
-        return content_text(std::exchange(pending_, {}));
-      }
+      if (phase_ == Phase::kUndecided) return answered_at_once();
     }
     if (!tags_are_text()) return reasoning_text(std::exchange(pending_, {}));
     const size_t close = pending_.find(kThinkClose);
@@ -134,6 +131,13 @@ class Parser : public OutputParser, private ToolCallSink {
     const std::string decided = pending_.substr(0, pending_.size() - keep);
     pending_.erase(0, decided.size());
     reasoning_text(decided);
+  }
+
+  // No opening tag came first: there is no reasoning.
+  void answered_at_once() {
+    phase_ = Phase::kContent;
+    reasoning_tokens_ = 0;
+    content_text(std::exchange(pending_, {}));
   }
 
   // The opening tag came first; `consumed` bytes of pending_ are it and the white space before it.
@@ -162,8 +166,10 @@ class Parser : public OutputParser, private ToolCallSink {
 
   void reasoning_text(std::string_view text) {
     if (!options_.separate_reasoning) return content(text);
-    if (options_.stream_reasoning) emit(OutputEvent::Kind::kReasoning, text, -1);
-    else reasoning_.append(text);
+    if (options_.stream_reasoning)
+      emit(OutputEvent::Kind::kReasoning, text, -1);
+    else
+      reasoning_.append(text);
   }
 
   void flush_reasoning() { emit(OutputEvent::Kind::kReasoning, std::exchange(reasoning_, {}), -1); }
@@ -174,8 +180,10 @@ class Parser : public OutputParser, private ToolCallSink {
       if (text.empty()) return;
       drop_newlines_ = false;
     }
-    if (parses_tools_) tools_.push_text(text);
-    else content(text);
+    if (parses_tools_)
+      tools_.push_text(text);
+    else
+      content(text);
   }
 
   // ToolCallSink
@@ -187,7 +195,6 @@ class Parser : public OutputParser, private ToolCallSink {
   void call_begin(int index, std::string_view name) override {
     if (done_) return;
     emit(OutputEvent::Kind::kContent, stops_.flush(), -1);
-    drop_newlines_ = false;
     has_tool_calls_ = true;
     events_.push_back({OutputEvent::Kind::kToolCallBegin, std::string(name), index});
   }
@@ -200,8 +207,10 @@ class Parser : public OutputParser, private ToolCallSink {
 
   void emit(OutputEvent::Kind kind, std::string_view text, int index) {
     if (text.empty()) return;
-    if (!events_.empty() && events_.back().kind == kind && events_.back().tool_index == index) events_.back().text.append(text);
-    else events_.push_back({kind, std::string(text), index});
+    if (!events_.empty() && events_.back().kind == kind && events_.back().tool_index == index)
+      events_.back().text.append(text);
+    else
+      events_.push_back({kind, std::string(text), index});
   }
 
   const Tokenizer& tokenizer_;

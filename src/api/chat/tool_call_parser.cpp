@@ -12,7 +12,9 @@ constexpr std::string_view kType = "function";
 constexpr std::string_view kBlanks = " \t\r\n";
 constexpr size_t kMaxNameBytes = 64;
 
-bool is_blank(std::string_view text) { return text.find_first_not_of(kBlanks) == std::string_view::npos; }
+bool is_blank(std::string_view text) {
+  return text.find_first_not_of(kBlanks) == std::string_view::npos;
+}
 
 std::string_view trimmed(std::string_view text) {
   const size_t begin = text.find_first_not_of(kBlanks);
@@ -26,7 +28,8 @@ bool is_name_char(char c) {
 
 // Whether `text` is a name, or, while it may still grow, the beginning of one.
 bool is_name(std::string_view text, bool may_grow) {
-  return (may_grow || !text.empty()) && text.size() <= kMaxNameBytes && std::all_of(text.begin(), text.end(), is_name_char);
+  return (may_grow || !text.empty()) && text.size() <= kMaxNameBytes &&
+         std::all_of(text.begin(), text.end(), is_name_char);
 }
 
 }  // namespace
@@ -122,7 +125,9 @@ void ToolCallParser::decide_body() {
 void ToolCallParser::push_text(std::string_view text) {
   if (text.empty()) return;
   switch (state_) {
-    case State::kOutside: sink_.content(text); return;
+    case State::kOutside:
+      sink_.content(text);
+      return;
     case State::kBetween:
       raw_.append(text);
       if (!is_blank(text)) give_up();
@@ -137,7 +142,9 @@ void ToolCallParser::push_text(std::string_view text) {
       head_.append(text);
       decide_body();
       return;
-    case State::kArguments: arguments(text); return;
+    case State::kArguments:
+      arguments(text);
+      return;
   }
 }
 
@@ -170,8 +177,10 @@ void ToolCallParser::push_mark(ToolMark mark, std::string_view text) {
     return;
   }
   if (mark == ToolMark::kCallsBegin) {
-    if (state_ == State::kBetween && calls_in_block_ > 0) raw_.clear();  // a new block right behind a call
-    else if (state_ != State::kOutside) give_up();
+    if (state_ == State::kBetween && calls_in_block_ > 0)
+      raw_.clear();  // a new block right behind a call
+    else if (state_ != State::kOutside)
+      give_up();
     state_ = State::kBetween;
     calls_in_block_ = 0;
     raw_ = text;

@@ -48,9 +48,9 @@ class ToolCallParser {
  private:
   enum class State {
     kOutside,
-    kBetween,    // behind TCS or tce
-    kHead,       // behind tcb: the name, or the type
-    kBody,       // behind SEP, after the type "function": the name and fence, or the arguments of a function "function"
+    kBetween,  // behind TCS or tce
+    kHead,     // behind tcb: the name, or the type
+    kBody,     // behind SEP, after the type "function": the name and fence, or the arguments of a function "function"
     kArguments,
   };
 
@@ -63,9 +63,9 @@ class ToolCallParser {
 
   ToolCallSink& sink_;
   State state_ = State::kOutside;
-  std::string raw_;   // everything since the last point that is settled
-  std::string head_;  // kHead: the text behind tcb; kBody: the text behind SEP
-  std::string fence_; // kArguments of the fenced form: what may be the closing fence
+  std::string raw_;    // everything since the last point that is settled
+  std::string head_;   // kHead: the text behind tcb; kBody: the text behind SEP
+  std::string fence_;  // kArguments of the fenced form: what may be the closing fence
   bool fenced_ = false;
   int calls_ = 0;           // begun so far
   int calls_in_block_ = 0;  // ended since TCS

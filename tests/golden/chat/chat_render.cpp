@@ -13,7 +13,9 @@
 namespace dsv3 {
 namespace {
 
-Json error(const Status& status) { return Json{{"error", status.message()}}; }
+Json error(const Status& status) {
+  return Json{{"error", status.message()}};
+}
 
 class Renderer {
  public:

@@ -138,10 +138,11 @@ TEST_P(Exact, LogitsAndMtpLogitsWithinAThousandth) {
     EXPECT_LE(max_difference(whole.mtp, prompt.mtp), 1e-3);
     worst = std::max(worst, max_difference(whole.logits, prompt.logits));
     worst_mtp = std::max(worst_mtp, max_difference(whole.mtp, prompt.mtp));
+    if (length > 200 && GetParam() > 1) continue;  // the long prompt in pieces: once is enough
     const auto chunked = network.run(prompt, 7, AttentionForm::kExpanded);
     EXPECT_TRUE(chunked.logits == whole.logits) << "chunks of 7 must not change a bit";
     EXPECT_TRUE(chunked.mtp == whole.mtp);
-    if (length > 200) continue;  // the absorbed form over a long prompt adds nothing but time
+    if (length > 200) continue;
     const auto absorbed = network.run(prompt, 3, AttentionForm::kAbsorbed);
     EXPECT_LE(max_difference(absorbed.logits, prompt.logits), 1e-3);
     EXPECT_LE(max_difference(absorbed.mtp, prompt.mtp), 1e-3);

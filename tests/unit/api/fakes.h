@@ -106,9 +106,10 @@ class FakeChatTemplate final : public ChatTemplate {
       const size_t begin = out.text.size();
       if (message["content"].is_string()) out.text += message["content"].get<std::string>();
       if (out.text.size() > begin) out.untrusted.push_back({begin, out.text.size()});
-      if (message["role"] == "assistant") out.text += "<｜end▁of▁sentence｜>";
+      const bool goes_on = request.continue_final_message && &message == &request.messages.back();
+      if (message["role"] == "assistant" && !goes_on) out.text += "<｜end▁of▁sentence｜>";
     }
-    if (request.add_generation_prompt) out.text += "<｜Assistant｜>";
+    if (request.add_generation_prompt && !request.continue_final_message) out.text += "<｜Assistant｜>";
     if (request.kwargs.contains("thinking") && request.kwargs["thinking"] == true) out.text += "<think>";
     text = out.text;
     return out;

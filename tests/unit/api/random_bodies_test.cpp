@@ -137,7 +137,7 @@ TEST(RandomBodies, OnlyAnswersOf200And400) {
       const std::string field = message.substr(0, message.find_first_of(" .[:"));
       ASSERT_TRUE(Bodies::is_field(field) || message.starts_with("one of these fields is needed: text"))
           << message << " " << path << " " << body;
-      for (const char* internal : {".cpp", ".h:", "0x", "/work", "std::", "nlohmann", "json.exception"}) {
+      for (const char* internal : {".cpp", ".h:", "0x", "/models", "std::", "nlohmann", "json.exception"}) {
         ASSERT_EQ(message.find(internal), std::string::npos) << message;
       }
     }

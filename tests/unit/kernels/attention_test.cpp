@@ -82,7 +82,7 @@ class Problem {
                              c_.context - c_.rows + first, blocks};
     ForkJoin pool(threads);
     const CpuKvProjection kv_b(weights.data(), shape);
-    std::vector<float> scratch;
+    AlignedFloats scratch;
     if (absorbed) {
       attention_absorbed(pool, shape, kv_b, view(), {&span, 1}, scratch);
     } else {

@@ -138,7 +138,7 @@ TEST(RunExperts, AgreesWithFloat64) {
     }
   }
   ForkJoin pool(3);
-  std::vector<float> scratch;
+  AlignedFloats scratch;
   run_experts(pool, rows, {x.data(), DType::kF32, rows, hidden, hidden}, experts,
               {ids.data(), DType::kI32, rows, top_k, top_k}, {weights.data(), DType::kF32, rows, top_k, top_k},
               {out.data(), DType::kF32, rows, hidden, hidden}, scratch);

@@ -35,11 +35,19 @@ struct Suffix {
 };
 
 enum class ExprKind {
-  kConst, kName, kTuple, kList, kDict,
-  kJoin,         // a ~ b ~ ...
-  kBinary,       // a op b op ...: from left to right
-  kCompare,      // a op b op ...: chained as in Python
-  kAnd, kOr, kNot, kNegative, kPositive,
+  kConst,
+  kName,
+  kTuple,
+  kList,
+  kDict,
+  kJoin,     // a ~ b ~ ...
+  kBinary,   // a op b op ...: from left to right
+  kCompare,  // a op b op ...: chained as in Python
+  kAnd,
+  kOr,
+  kNot,
+  kNegative,
+  kPositive,
   kConditional,  // parts: value, condition, otherwise (may be absent)
   kSuffixed,     // parts[0] and suffixes
 };
@@ -47,9 +55,9 @@ enum class ExprKind {
 struct Expr {
   ExprKind kind = ExprKind::kConst;
   int line = 1;
-  Value value;       // kConst
-  int symbol = -1;   // kName
-  std::string name;  // kName
+  Value value;                 // kConst
+  int symbol = -1;             // kName
+  std::string name;            // kName
   std::vector<ExprPtr> parts;  // operands; kDict: key, value, key, value, ...
   std::vector<std::string> operators;
   std::vector<Suffix> suffixes;
@@ -69,23 +77,35 @@ using StmtPtr = std::unique_ptr<Stmt>;
 using Block = std::vector<StmtPtr>;
 
 enum class StmtKind {
-  kData, kPrint, kIf, kFor, kSet, kSetBlock, kMacro, kCall, kFilter, kWith, kScope, kBreak, kContinue,
+  kData,
+  kPrint,
+  kIf,
+  kFor,
+  kSet,
+  kSetBlock,
+  kMacro,
+  kCall,
+  kFilter,
+  kWith,
+  kScope,
+  kBreak,
+  kContinue,
 };
 
 struct Stmt {
   StmtKind kind = StmtKind::kData;
   int line = 1;
-  Value data;                            // kData
-  std::vector<ExprPtr> exprs;            // kPrint; kIf: conditions; kSet/kCall/kFor: one; kWith: values
-  ExprPtr filter;                        // kFor: condition or absent; kSetBlock/kFilter: an expression on a placeholder
-  Target target;                         // kFor, kSet, kSetBlock
-  std::vector<Target> targets;           // kWith
-  std::vector<Block> bodies;             // kIf: one a condition; others: one
-  Block otherwise;                       // kIf, kFor
-  std::string name;                      // kMacro
-  int symbol = -1;                       // kMacro
-  std::vector<std::pair<std::string, int>> params;  // kMacro, kCall: names and symbols
-  std::vector<ExprPtr> defaults;         // of the last params
+  Value data;                   // kData
+  std::vector<ExprPtr> exprs;   // kPrint; kIf: conditions; kSet/kCall/kFor: one; kWith: values
+  ExprPtr filter;               // kFor: condition or absent; kSetBlock/kFilter: an expression on a placeholder
+  Target target;                // kFor, kSet, kSetBlock
+  std::vector<Target> targets;  // kWith
+  std::vector<Block> bodies;    // kIf: one a condition; others: one
+  Block otherwise;              // kIf, kFor
+  std::string name;             // kMacro
+  int symbol = -1;              // kMacro
+  std::vector<std::pair<std::string, int>> params;                      // kMacro, kCall: names and symbols
+  std::vector<ExprPtr> defaults;                                        // of the last params
   bool uses_varargs = false, uses_kwargs = false, uses_caller = false;  // kMacro, kCall: its body names them
 };
 

@@ -41,7 +41,10 @@ bool Interpreter::eval_name(const Expr& expr, Scope* scope, Value* out) {
 bool Interpreter::eval_inner(const Expr& expr, Scope* scope, Value* out) {
   Value right;
   switch (expr.kind) {
-    case ExprKind::kTuple: case ExprKind::kList: case ExprKind::kDict: return eval_container(expr, scope, out);
+    case ExprKind::kTuple:
+    case ExprKind::kList:
+    case ExprKind::kDict:
+      return eval_container(expr, scope, out);
     case ExprKind::kJoin: {
       Writer writer(rt_);
       for (const ExprPtr& part : expr.parts) {
@@ -58,8 +61,10 @@ bool Interpreter::eval_inner(const Expr& expr, Scope* scope, Value* out) {
       }
       return true;
     }
-    case ExprKind::kCompare: return eval_compare(expr, scope, out);
-    case ExprKind::kAnd: case ExprKind::kOr:
+    case ExprKind::kCompare:
+      return eval_compare(expr, scope, out);
+    case ExprKind::kAnd:
+    case ExprKind::kOr:
       for (const ExprPtr& part : expr.parts) {
         if (!eval(*part, scope, out)) return false;
         if (truth(*out) == (expr.kind == ExprKind::kOr)) break;
@@ -69,7 +74,8 @@ bool Interpreter::eval_inner(const Expr& expr, Scope* scope, Value* out) {
       if (!eval(*expr.parts[0], scope, out)) return false;
       *out = Value::of(!truth(*out));
       return true;
-    case ExprKind::kNegative: return eval(*expr.parts[0], scope, &right) && negate(rt_, right, out);
+    case ExprKind::kNegative:
+      return eval(*expr.parts[0], scope, &right) && negate(rt_, right, out);
     case ExprKind::kPositive: {
       if (!eval(*expr.parts[0], scope, &right)) return false;
       Value negative;
@@ -83,8 +89,10 @@ bool Interpreter::eval_inner(const Expr& expr, Scope* scope, Value* out) {
       *out = Value::undefined("inline if without else");
       return true;
     }
-    case ExprKind::kSuffixed: return eval(*expr.parts[0], scope, out) && eval_suffixes(expr, scope, out);
-    default: return rt_.fail("unknown expression");
+    case ExprKind::kSuffixed:
+      return eval(*expr.parts[0], scope, out) && eval_suffixes(expr, scope, out);
+    default:
+      return rt_.fail("unknown expression");
   }
 }
 
@@ -93,7 +101,8 @@ bool Interpreter::eval_container(const Expr& expr, Scope* scope, Value* out) {
     const Value dict = rt_.dict();
     for (size_t i = 0; i < expr.parts.size(); i += 2) {
       Value key, value;
-      if (!eval(*expr.parts[i], scope, &key) || !eval(*expr.parts[i + 1], scope, &value) || !rt_.set(dict, key, value)) return false;
+      if (!eval(*expr.parts[i], scope, &key) || !eval(*expr.parts[i + 1], scope, &value) || !rt_.set(dict, key, value))
+        return false;
     }
     *out = dict;
     return true;
@@ -132,10 +141,14 @@ bool Interpreter::eval_loop_ahead(const Value& object, const std::string& name, 
     loop.ahead.push_back(std::move(element));
   }
   const Int left = static_cast<Int>(loop.ahead.size() - loop.ahead_next);
-  if (name == "last") *out = Value::of(left == 0);
-  else if (name == "nextitem") *out = left == 0 ? Value::undefined("nextitem") : loop.ahead[loop.ahead_next];
-  else if (name == "length") *out = Value::of(loop.index0 + 1 + left);
-  else *out = Value::of(name == "revindex" ? left + 1 : left);
+  if (name == "last")
+    *out = Value::of(left == 0);
+  else if (name == "nextitem")
+    *out = left == 0 ? Value::undefined("nextitem") : loop.ahead[loop.ahead_next];
+  else if (name == "length")
+    *out = Value::of(loop.index0 + 1 + left);
+  else
+    *out = Value::of(name == "revindex" ? left + 1 : left);
   return true;
 }
 
@@ -164,7 +177,8 @@ bool Interpreter::eval_suffixes(const Expr& expr, Scope* scope, Value* value) {
       case Suffix::Kind::kItem: {
         Value key;
         if (!eval(*suffix.key, scope, &key)) return false;
-        if (object.kind == Kind::kLoop && key.is_string()) return rt_.fail("loop['...'] is not supported; write loop.name");
+        if (object.kind == Kind::kLoop && key.is_string())
+          return rt_.fail("loop['...'] is not supported; write loop.name");
         if (!get_item(rt_, object, key, value)) return false;
         break;
       }
@@ -181,7 +195,8 @@ bool Interpreter::eval_suffixes(const Expr& expr, Scope* scope, Value* value) {
         if (!eval_args(suffix.args, scope, &args) || !call(object, args, value)) return false;
         break;
       }
-      case Suffix::Kind::kFilter: case Suffix::Kind::kTest: {
+      case Suffix::Kind::kFilter:
+      case Suffix::Kind::kTest: {
         Args args;
         if (!eval_args(suffix.args, scope, &args) || !suffix.function(rt_, object, args, value)) return false;
         if (suffix.negated) *value = Value::of(!truth(*value));
@@ -222,11 +237,16 @@ bool Interpreter::eval_args(const CallArgs& args, Scope* scope, Args* out) {
 bool Interpreter::call(const Value& callee, const Args& args, Value* out) {
   *out = Value();
   switch (callee.kind) {
-    case Kind::kFunction: return callee.function(rt_, callee, args, out);
-    case Kind::kMethod: return callee.method->function(rt_, callee.method->self, args, out);
-    case Kind::kMacro: return call_macro(*callee.macro, args, out);
-    case Kind::kUndefined: return rt_.fail({"'", callee.name, "' is undefined"});
-    default: return rt_.fail({"'", type_name(callee), "' object is not callable"});
+    case Kind::kFunction:
+      return callee.function(rt_, callee, args, out);
+    case Kind::kMethod:
+      return callee.method->function(rt_, callee.method->self, args, out);
+    case Kind::kMacro:
+      return call_macro(*callee.macro, args, out);
+    case Kind::kUndefined:
+      return rt_.fail({"'", callee.name, "' is undefined"});
+    default:
+      return rt_.fail({"'", type_name(callee), "' object is not callable"});
   }
 }
 
@@ -236,12 +256,15 @@ bool Interpreter::call_macro(const MacroObject& macro, const Args& args, Value* 
   const size_t count = definition.params.size();
   std::vector<Value> extra;
   for (size_t i = 0; i < args.positional.size(); ++i) {
-    if (i < count) set_variable(scope, definition.params[i].second, args.positional[i]);
-    else extra.push_back(args.positional[i]);
+    if (i < count)
+      set_variable(scope, definition.params[i].second, args.positional[i]);
+    else
+      extra.push_back(args.positional[i]);
   }
   const Value keywords = rt_.dict();
   for (const auto& [name, value] : args.named) {
-    const auto it = std::find_if(definition.params.begin(), definition.params.end(), [&n = name](const auto& p) { return p.first == n; });
+    const auto it = std::find_if(definition.params.begin(), definition.params.end(),
+                                 [&n = name](const auto& p) { return p.first == n; });
     if (it != definition.params.end()) {
       if (find_here(scope, it->second) != nullptr) {
         return rt_.fail({"macro '", definition.name, "' got argument '", name, "' twice"});

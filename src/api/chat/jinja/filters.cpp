@@ -14,7 +14,9 @@ namespace {
 
 using Slots = std::vector<std::optional<Value>>;
 
-bool flag(const std::optional<Value>& slot) { return slot.has_value() && truth(*slot); }
+bool flag(const std::optional<Value>& slot) {
+  return slot.has_value() && truth(*slot);
+}
 
 bool integer(Runtime& rt, std::string_view what, const std::optional<Value>& slot, Int fallback, Int* out) {
   *out = fallback;
@@ -31,7 +33,9 @@ bool call_method(Runtime& rt, std::string_view method, const Value& self, const 
   return kPrepare(rt, self, &text) && find_method(text, method)(rt, text, args, out);
 }
 
-bool filter_trim(Runtime& rt, const Value& self, const Args& args, Value* out) { return call_method<to_str>(rt, "strip", self, args, out); }
+bool filter_trim(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return call_method<to_str>(rt, "strip", self, args, out);
+}
 bool filter_center(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Args with_width = args;
   if (args.positional.empty() && args.named.empty()) with_width.positional.push_back(Value::of(Int{80}));
@@ -58,9 +62,12 @@ bool filter_title(Runtime& rt, const Value& self, const Args& args, Value* out) 
     const size_t length = decode_char(bytes, i, &c);
     const bool breaks = is_space(c) || c == '-' || c == '(' || c == '{' || c == '[' || c == '<';
     std::string to;
-    if (c == 0xDF && at_word) to = "SS";
-    else append_utf8(breaks ? c : at_word ? to_upper(c) : to_lower(c), &to);
-    mapped.append(c == 0xFFFD ? std::string_view(bytes).substr(i, length) : std::string_view(to), text.text->source_at(i));
+    if (c == 0xDF && at_word)
+      to = "SS";
+    else
+      append_utf8(breaks ? c : at_word ? to_upper(c) : to_lower(c), &to);
+    mapped.append(c == 0xFFFD ? std::string_view(bytes).substr(i, length) : std::string_view(to),
+                  text.text->source_at(i));
     at_word = breaks;
     i += length;
   }
@@ -72,7 +79,9 @@ bool filter_string(Runtime& rt, const Value& self, const Args& args, Value* out)
   return bind_args(rt, "string", args, {}, &slots) && to_str(rt, self, out);
 }
 
-bool filter_safe(Runtime& rt, const Value& self, const Args& args, Value* out) { return filter_string(rt, self, args, out); }
+bool filter_safe(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return filter_string(rt, self, args, out);
+}
 
 bool filter_replace(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
@@ -80,8 +89,9 @@ bool filter_replace(Runtime& rt, const Value& self, const Args& args, Value* out
   if (!slots[0].has_value() || !slots[1].has_value()) return rt.fail("replace needs the old and the new text");
   Int count = -1;
   Value text, from, to;
-  return integer(rt, "replace: count", slots[2], -1, &count) && to_str(rt, self, &text) && to_str(rt, *slots[0], &from) &&
-         to_str(rt, *slots[1], &to) && replace_text(rt, *text.text, *from.text, *to.text, count, out);
+  return integer(rt, "replace: count", slots[2], -1, &count) && to_str(rt, self, &text) &&
+         to_str(rt, *slots[0], &from) && to_str(rt, *slots[1], &to) &&
+         replace_text(rt, *text.text, *from.text, *to.text, count, out);
 }
 
 bool filter_indent(Runtime& rt, const Value& self, const Args& args, Value* out) {
@@ -121,14 +131,16 @@ bool filter_truncate(Runtime& rt, const Value& self, const Args& args, Value* ou
   if (!bind_args(rt, "truncate", args, {"length", "killwords", "end", "leeway"}, &slots)) return false;
   if (!self.is_string()) return rt.fail({"truncate needs a string, not ", type_name(self)});
   Int limit = 255, leeway = 5;
-  if (!integer(rt, "truncate: length", slots[0], 255, &limit) || !integer(rt, "truncate: leeway", slots[3], 5, &leeway)) return false;
+  if (!integer(rt, "truncate: length", slots[0], 255, &limit) || !integer(rt, "truncate: leeway", slots[3], 5, &leeway))
+    return false;
   Value end = Value::literal("...");
   if (slots[2].has_value()) {
     if (!slots[2]->is_string()) return rt.fail("truncate: end must be a string");
     end = *slots[2];
   }
   const Int end_chars = static_cast<Int>(count_chars(end.str()));
-  if (limit < end_chars || leeway < 0) return rt.fail("truncate: length is less than that of the end, or leeway is negative");
+  if (limit < end_chars || leeway < 0)
+    return rt.fail("truncate: length is less than that of the end, or leeway is negative");
   if (!rt.charge_bytes(self.str().size())) return false;
   if (static_cast<Int>(count_chars(self.str())) <= limit + std::min(leeway, Int{1} << 62)) return *out = self, true;
   size_t cut = char_offset(self.str(), static_cast<size_t>(limit - end_chars));
@@ -144,7 +156,8 @@ bool filter_truncate(Runtime& rt, const Value& self, const Args& args, Value* ou
 bool filter_wordcount(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
   Value text;
-  if (!bind_args(rt, "wordcount", args, {}, &slots) || !to_str(rt, self, &text) || !rt.charge_bytes(text.str().size())) return false;
+  if (!bind_args(rt, "wordcount", args, {}, &slots) || !to_str(rt, self, &text) || !rt.charge_bytes(text.str().size()))
+    return false;
   Int words = 0;
   bool inside = false;
   for (size_t i = 0; i < text.str().size();) {
@@ -183,7 +196,8 @@ bool filter_length(Runtime& rt, const Value& self, const Args& args, Value* out)
 bool filter_int(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
   Int base = 10;
-  if (!bind_args(rt, "int", args, {"default", "base"}, &slots) || !integer(rt, "int: base", slots[1], 10, &base)) return false;
+  if (!bind_args(rt, "int", args, {"default", "base"}, &slots) || !integer(rt, "int: base", slots[1], 10, &base))
+    return false;
   if (self.is_undefined()) return rt.fail({"'", self.name, "' is undefined"});
   *out = slots[0].has_value() ? *slots[0] : Value::of(Int{0});
   double number = 0;
@@ -193,7 +207,8 @@ bool filter_int(Runtime& rt, const Value& self, const Args& args, Value* out) {
   }
   if (self.is_string()) {
     Int parsed = 0;
-    if (self.str().size() < 4096 && parse_int(self.str(), static_cast<int>(std::clamp(base, Int{-1}, Int{37})), &parsed)) {
+    if (self.str().size() < 4096 &&
+        parse_int(self.str(), static_cast<int>(std::clamp(base, Int{-1}, Int{37})), &parsed)) {
       *out = Value::of(parsed);
       return true;
     }
@@ -214,9 +229,12 @@ bool filter_float(Runtime& rt, const Value& self, const Args& args, Value* out) 
   if (!bind_args(rt, "float", args, {"default"}, &slots)) return false;
   if (self.is_undefined()) return rt.fail({"'", self.name, "' is undefined"});
   double number = 0;
-  if (self.is_number()) *out = Value::of(self.as_double());
-  else if (self.is_string() && self.str().size() < 4096 && parse_float(self.str(), &number)) *out = Value::of(number);
-  else *out = slots[0].has_value() ? *slots[0] : Value::of(0.0);
+  if (self.is_number())
+    *out = Value::of(self.as_double());
+  else if (self.is_string() && self.str().size() < 4096 && parse_float(self.str(), &number))
+    *out = Value::of(number);
+  else
+    *out = slots[0].has_value() ? *slots[0] : Value::of(0.0);
   return true;
 }
 
@@ -224,26 +242,35 @@ bool filter_abs(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
   if (!bind_args(rt, "abs", args, {}, &slots)) return false;
   if (!self.is_number()) return rt.fail({"bad operand type for abs(): '", type_name(self), "'"});
-  if (self.kind == Kind::kFloat) *out = Value::of(std::abs(self.number));
-  else if (self.as_int() < 0) return negate(rt, self, out);
-  else *out = Value::of(self.as_int());
+  if (self.kind == Kind::kFloat)
+    *out = Value::of(std::abs(self.number));
+  else if (self.as_int() < 0)
+    return negate(rt, self, out);
+  else
+    *out = Value::of(self.as_int());
   return true;
 }
 
 bool filter_round(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
   Int precision = 0;
-  if (!bind_args(rt, "round", args, {"precision", "method"}, &slots) || !integer(rt, "round: precision", slots[0], 0, &precision)) return false;
+  if (!bind_args(rt, "round", args, {"precision", "method"}, &slots) ||
+      !integer(rt, "round: precision", slots[0], 0, &precision))
+    return false;
   if (!self.is_number()) return rt.fail({"round needs a number, not ", type_name(self)});
   if (precision < -30 || precision > 30) return rt.fail("round: precision is out of the allowed -30 to 30");
   const std::string method = slots[1].has_value() && slots[1]->is_string() ? slots[1]->str() : "common";
-  if (method != "common" && method != "ceil" && method != "floor") return rt.fail("round: method must be common, ceil or floor");
+  if (method != "common" && method != "ceil" && method != "floor")
+    return rt.fail("round: method must be common, ceil or floor");
   if (method == "common" && self.is_integer() && precision >= 0) return *out = Value::of(self.as_int()), true;
   const double scale = std::pow(10.0, static_cast<double>(precision));
   double value = self.as_double();
-  if (method == "ceil") value = std::ceil(value * scale) / scale;
-  else if (method == "floor") value = std::floor(value * scale) / scale;
-  else if (precision < 0) value = std::nearbyint(value * scale) * std::pow(10.0, static_cast<double>(-precision));
+  if (method == "ceil")
+    value = std::ceil(value * scale) / scale;
+  else if (method == "floor")
+    value = std::floor(value * scale) / scale;
+  else if (precision < 0)
+    value = std::nearbyint(value * scale) * std::pow(10.0, static_cast<double>(-precision));
   else if (std::isfinite(value)) {
     char buffer[512];  // the C library rounds the exact binary value, as Python does
     const int size = std::snprintf(buffer, sizeof(buffer), "%.*f", static_cast<int>(precision), value);
@@ -273,7 +300,8 @@ bool filter_tojson(Runtime& rt, const Value& self, const Args& args, Value* out)
   if (slots[2].has_value() && !slots[2]->is_none()) {
     std::vector<Value> pair;
     if (!iterate(rt, *slots[2], &pair)) return false;
-    if (pair.size() != 2 || !pair[0].is_string() || !pair[1].is_string()) return rt.fail("tojson: separators must be two strings");
+    if (pair.size() != 2 || !pair[0].is_string() || !pair[1].is_string())
+      return rt.fail("tojson: separators must be two strings");
     style.item_separator = *pair[0].text;
     style.key_separator = *pair[1].text;
   }
@@ -286,15 +314,17 @@ struct Entry {
   Builtin function;
 };
 
-constexpr std::array kFilters{
-    Entry{"abs", filter_abs}, Entry{"capitalize", filter_case<'c'>}, Entry{"center", filter_center},
-    Entry{"count", filter_length}, Entry{"d", filter_default}, Entry{"default", filter_default},
-    Entry{"float", filter_float}, Entry{"format", filter_format}, Entry{"indent", filter_indent},
-    Entry{"int", filter_int}, Entry{"length", filter_length}, Entry{"lower", filter_case<'l'>},
-    Entry{"replace", filter_replace}, Entry{"round", filter_round}, Entry{"safe", filter_safe},
-    Entry{"string", filter_string}, Entry{"title", filter_title}, Entry{"tojson", filter_tojson},
-    Entry{"trim", filter_trim}, Entry{"truncate", filter_truncate}, Entry{"upper", filter_case<'u'>},
-    Entry{"wordcount", filter_wordcount}};
+constexpr std::array kFilters{Entry{"abs", filter_abs},         Entry{"capitalize", filter_case<'c'>},
+                              Entry{"center", filter_center},   Entry{"count", filter_length},
+                              Entry{"d", filter_default},       Entry{"default", filter_default},
+                              Entry{"float", filter_float},     Entry{"format", filter_format},
+                              Entry{"indent", filter_indent},   Entry{"int", filter_int},
+                              Entry{"length", filter_length},   Entry{"lower", filter_case<'l'>},
+                              Entry{"replace", filter_replace}, Entry{"round", filter_round},
+                              Entry{"safe", filter_safe},       Entry{"string", filter_string},
+                              Entry{"title", filter_title},     Entry{"tojson", filter_tojson},
+                              Entry{"trim", filter_trim},       Entry{"truncate", filter_truncate},
+                              Entry{"upper", filter_case<'u'>}, Entry{"wordcount", filter_wordcount}};
 
 }  // namespace
 

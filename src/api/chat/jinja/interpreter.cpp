@@ -19,8 +19,10 @@ Value* Interpreter::find_here(Scope* scope, int symbol) {
 }
 
 void Interpreter::set_variable(Scope* scope, int symbol, Value value) {
-  if (Value* old = find_here(scope, symbol)) *old = std::move(value);
-  else scope->variables.emplace_back(symbol, std::move(value));
+  if (Value* old = find_here(scope, symbol))
+    *old = std::move(value);
+  else
+    scope->variables.emplace_back(symbol, std::move(value));
 }
 
 bool Interpreter::run(const std::vector<std::pair<std::string, Value>>& context, Text* out) {
@@ -54,17 +56,24 @@ bool Interpreter::exec(const Stmt& stmt, Scope* scope, Writer* out, Flow* flow) 
   if (!rt_.charge() || !out->check()) return false;
   Value value;
   switch (stmt.kind) {
-    case StmtKind::kData: out->write(*stmt.data.text); return true;
+    case StmtKind::kData:
+      out->write(*stmt.data.text);
+      return true;
     case StmtKind::kPrint:
       for (const ExprPtr& expr : stmt.exprs) {
         if (!eval(*expr, scope, &value) || !write_str(rt_, value, out)) return false;
       }
       return true;
-    case StmtKind::kIf: return exec_if(stmt, scope, out, flow);
-    case StmtKind::kFor: return exec_for(stmt, scope, out, flow);
-    case StmtKind::kSet: return eval(*stmt.exprs[0], scope, &value) && assign(stmt.target, value, scope);
-    case StmtKind::kSetBlock: return capture(stmt, scope, &value) && assign(stmt.target, value, scope);
-    case StmtKind::kFilter: return capture(stmt, scope, &value) && write_str(rt_, value, out);
+    case StmtKind::kIf:
+      return exec_if(stmt, scope, out, flow);
+    case StmtKind::kFor:
+      return exec_for(stmt, scope, out, flow);
+    case StmtKind::kSet:
+      return eval(*stmt.exprs[0], scope, &value) && assign(stmt.target, value, scope);
+    case StmtKind::kSetBlock:
+      return capture(stmt, scope, &value) && assign(stmt.target, value, scope);
+    case StmtKind::kFilter:
+      return capture(stmt, scope, &value) && write_str(rt_, value, out);
     case StmtKind::kMacro: {
       scope->captured = true;
       value.kind = Kind::kMacro;
@@ -72,7 +81,8 @@ bool Interpreter::exec(const Stmt& stmt, Scope* scope, Writer* out, Flow* flow) 
       set_variable(scope, stmt.symbol, value);
       return true;
     }
-    case StmtKind::kCall: return exec_call(stmt, scope, out);
+    case StmtKind::kCall:
+      return exec_call(stmt, scope, out);
     case StmtKind::kWith: {
       Scope* inner = new_scope(scope);
       for (size_t i = 0; i < stmt.targets.size(); ++i) {
@@ -82,9 +92,14 @@ bool Interpreter::exec(const Stmt& stmt, Scope* scope, Writer* out, Flow* flow) 
       }
       return exec_block(stmt.bodies[0], inner, out, flow);
     }
-    case StmtKind::kScope: return exec_block(stmt.bodies[0], new_scope(scope), out, flow);
-    case StmtKind::kBreak: *flow = Flow::kBreak; return true;
-    case StmtKind::kContinue: *flow = Flow::kContinue; return true;
+    case StmtKind::kScope:
+      return exec_block(stmt.bodies[0], new_scope(scope), out, flow);
+    case StmtKind::kBreak:
+      *flow = Flow::kBreak;
+      return true;
+    case StmtKind::kContinue:
+      *flow = Flow::kContinue;
+      return true;
   }
   return true;
 }
@@ -111,7 +126,8 @@ bool Interpreter::assign(const Target& target, const Value& value, Scope* scope)
     std::vector<Value> parts;
     if (!iterate(rt_, value, &parts)) return false;
     if (parts.size() != target.items.size()) {
-      return rt_.fail({"cannot unpack ", std::to_string(parts.size()), " values into ", std::to_string(target.items.size())});
+      return rt_.fail(
+          {"cannot unpack ", std::to_string(parts.size()), " values into ", std::to_string(target.items.size())});
     }
     for (size_t i = 0; i < parts.size(); ++i) {
       if (!assign(target.items[i], parts[i], scope)) return false;
@@ -152,7 +168,8 @@ bool Interpreter::fetch_accepted(LoopObject* loop, bool* found, Value* out) {
     if (stmt != nullptr) {
       Scope* scope = new_scope(static_cast<Scope*>(loop->filter_scope));
       Value accepted;
-      if (!rt_.charge() || !assign(stmt->target, element, scope) || !eval(*stmt->filter, scope, &accepted)) return false;
+      if (!rt_.charge() || !assign(stmt->target, element, scope) || !eval(*stmt->filter, scope, &accepted))
+        return false;
       if (!scope->captured && &scopes_.back() == scope) scopes_.pop_back();
       if (!truth(accepted)) continue;
     }
@@ -185,8 +202,10 @@ bool Interpreter::exec_for(const Stmt& stmt, Scope* scope, Writer* out, Flow* fl
     ++loop->index0;
     loop->previous = std::move(loop->current);
     loop->current = element;
-    if (inner == nullptr || inner->captured) inner = new_scope(scope);
-    else inner->variables.clear();
+    if (inner == nullptr || inner->captured)
+      inner = new_scope(scope);
+    else
+      inner->variables.clear();
     set_variable(inner, program_.loop_symbol, loop_value);
     if (!assign(stmt.target, element, inner)) return false;
     Flow body_flow = Flow::kNormal;

@@ -8,7 +8,9 @@
 namespace dsv3::jinja {
 namespace {
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
+bool is_digit(char c) {
+  return c >= '0' && c <= '9';
+}
 
 // "\r\n" and "\r" become "\n"; one newline at the very end is not part of the template.
 std::string normalise_newlines(std::string_view source) {
@@ -57,7 +59,9 @@ class Lexer {
     return line_;
   }
 
-  void add(TokenType type, std::string text, size_t offset) { tokens_.push_back({type, std::move(text), line_of(offset)}); }
+  void add(TokenType type, std::string text, size_t offset) {
+    tokens_.push_back({type, std::move(text), line_of(offset)});
+  }
   Status error(size_t offset, const std::string& message) { return syntax_error(line_of(offset), message); }
 
   // Data in front of a tag; sign is the tag's '-', '+' or 0.
@@ -69,7 +73,8 @@ class Lexer {
     } else if (sign != '+' && !variable) {
       const size_t newline = text.rfind('\n');
       const size_t line_begin = newline == std::string_view::npos ? 0 : newline + 1;
-      if ((line_begin > 0 || line_starting_) && trim(text.substr(line_begin), true, false).begin == text.size() - line_begin) {
+      if ((line_begin > 0 || line_starting_) &&
+          trim(text.substr(line_begin), true, false).begin == text.size() - line_begin) {
         keep = line_begin;
       }
     }
@@ -164,11 +169,15 @@ class Lexer {
         continue;
       }
       if (tokens_.size() > kMaxTokens) return error(pos_, "more than " + std::to_string(kMaxTokens) + " tokens");
-      if (is_digit(at(pos_))) number();
-      else if (at(pos_) == '\'' || at(pos_) == '"') DSV3_TRY(string());
-      else if (!name()) DSV3_TRY(operation(&open));
+      if (is_digit(at(pos_)))
+        number();
+      else if (at(pos_) == '\'' || at(pos_) == '"')
+        DSV3_TRY(string());
+      else if (!name())
+        DSV3_TRY(operation(&open));
     }
-    return error(begin, block ? "unexpected end of template, expected '%}'" : "unexpected end of template, expected '}}'");
+    return error(begin,
+                 block ? "unexpected end of template, expected '%}'" : "unexpected end of template, expected '}}'");
   }
 
   // (\d+_)*\d+ from `i`; `i` itself if there is none.

@@ -14,7 +14,8 @@ bool need_string(Runtime& rt, std::string_view function, const Value& value) {
   return rt.fail({function, "() needs a string, not ", type_name(value)});
 }
 
-bool strip_with(Runtime& rt, std::string_view name, const Value& self, const Args& args, bool left, bool right, Value* out) {
+bool strip_with(Runtime& rt, std::string_view name, const Value& self, const Args& args, bool left, bool right,
+                Value* out) {
   Slots slots;
   if (!bind_args(rt, name, args, {"chars"}, &slots)) return false;
   const bool given = slots[0].has_value() && !slots[0]->is_none();
@@ -25,9 +26,15 @@ bool strip_with(Runtime& rt, std::string_view name, const Value& self, const Arg
   return rt.string(self.text->slice(range.begin, range.end), out);
 }
 
-bool str_strip(Runtime& rt, const Value& self, const Args& args, Value* out) { return strip_with(rt, "strip", self, args, true, true, out); }
-bool str_lstrip(Runtime& rt, const Value& self, const Args& args, Value* out) { return strip_with(rt, "lstrip", self, args, true, false, out); }
-bool str_rstrip(Runtime& rt, const Value& self, const Args& args, Value* out) { return strip_with(rt, "rstrip", self, args, false, true, out); }
+bool str_strip(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return strip_with(rt, "strip", self, args, true, true, out);
+}
+bool str_lstrip(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return strip_with(rt, "lstrip", self, args, true, false, out);
+}
+bool str_rstrip(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return strip_with(rt, "rstrip", self, args, false, true, out);
+}
 
 bool split_with(Runtime& rt, std::string_view name, const Value& self, const Args& args, bool from_right, Value* out) {
   Slots slots;
@@ -36,19 +43,27 @@ bool split_with(Runtime& rt, std::string_view name, const Value& self, const Arg
   if (given && !need_string(rt, name, *slots[0])) return false;
   if (slots[1].has_value() && !slots[1]->is_integer()) return rt.fail("maxsplit must be an integer");
   std::vector<Value> pieces;
-  if (!split_text(rt, self, given ? &slots[0]->str() : nullptr, slots[1].has_value() ? slots[1]->as_int() : -1, from_right, &pieces)) return false;
+  if (!split_text(rt, self, given ? &slots[0]->str() : nullptr, slots[1].has_value() ? slots[1]->as_int() : -1,
+                  from_right, &pieces))
+    return false;
   *out = rt.list(std::move(pieces));
   return true;
 }
 
-bool str_split(Runtime& rt, const Value& self, const Args& args, Value* out) { return split_with(rt, "split", self, args, false, out); }
-bool str_rsplit(Runtime& rt, const Value& self, const Args& args, Value* out) { return split_with(rt, "rsplit", self, args, true, out); }
+bool str_split(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return split_with(rt, "split", self, args, false, out);
+}
+bool str_rsplit(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return split_with(rt, "rsplit", self, args, true, out);
+}
 
 bool str_splitlines(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
   if (!bind_args(rt, "splitlines", args, {"keepends"}, &slots)) return false;
   std::vector<Value> lines;
-  if (!rt.charge_bytes(self.str().size()) || !split_lines(rt, *self.text, slots[0].has_value() && truth(*slots[0]), &lines)) return false;
+  if (!rt.charge_bytes(self.str().size()) ||
+      !split_lines(rt, *self.text, slots[0].has_value() && truth(*slots[0]), &lines))
+    return false;
   *out = rt.list(std::move(lines));
   return true;
 }
@@ -69,8 +84,12 @@ bool affix_test(Runtime& rt, std::string_view name, const Value& self, const Arg
   return true;
 }
 
-bool str_startswith(Runtime& rt, const Value& self, const Args& args, Value* out) { return affix_test(rt, "startswith", self, args, true, out); }
-bool str_endswith(Runtime& rt, const Value& self, const Args& args, Value* out) { return affix_test(rt, "endswith", self, args, false, out); }
+bool str_startswith(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return affix_test(rt, "startswith", self, args, true, out);
+}
+bool str_endswith(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return affix_test(rt, "endswith", self, args, false, out);
+}
 
 bool remove_affix(Runtime& rt, std::string_view name, const Value& self, const Args& args, bool at_start, Value* out) {
   Slots slots;
@@ -82,8 +101,12 @@ bool remove_affix(Runtime& rt, std::string_view name, const Value& self, const A
   return rt.string(at_start ? self.text->slice(cut, text.size()) : self.text->slice(0, text.size() - cut), out);
 }
 
-bool str_removeprefix(Runtime& rt, const Value& self, const Args& args, Value* out) { return remove_affix(rt, "removeprefix", self, args, true, out); }
-bool str_removesuffix(Runtime& rt, const Value& self, const Args& args, Value* out) { return remove_affix(rt, "removesuffix", self, args, false, out); }
+bool str_removeprefix(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return remove_affix(rt, "removeprefix", self, args, true, out);
+}
+bool str_removesuffix(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return remove_affix(rt, "removesuffix", self, args, false, out);
+}
 
 bool str_replace(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
@@ -91,7 +114,8 @@ bool str_replace(Runtime& rt, const Value& self, const Args& args, Value* out) {
   if (!slots[0].has_value() || !slots[1].has_value()) return rt.fail("replace() needs two strings");
   if (!need_string(rt, "replace", *slots[0]) || !need_string(rt, "replace", *slots[1])) return false;
   if (slots[2].has_value() && !slots[2]->is_integer()) return rt.fail("replace() count must be an integer");
-  return replace_text(rt, *self.text, *slots[0]->text, *slots[1]->text, slots[2].has_value() ? slots[2]->as_int() : -1, out);
+  return replace_text(rt, *self.text, *slots[0]->text, *slots[1]->text, slots[2].has_value() ? slots[2]->as_int() : -1,
+                      out);
 }
 
 template <char kMode>
@@ -115,7 +139,8 @@ bool str_join(Runtime& rt, const Value& self, const Args& args, Value* out) {
   return writer.finish(out);
 }
 
-bool find_with(Runtime& rt, std::string_view name, const Value& self, const Args& args, bool from_right, bool must, Value* out) {
+bool find_with(Runtime& rt, std::string_view name, const Value& self, const Args& args, bool from_right, bool must,
+               Value* out) {
   Slots slots;
   if (!bind_args(rt, name, args, {"sub"}, &slots)) return false;
   if (!slots[0].has_value() || !need_string(rt, name, *slots[0])) return rt.fail({name, "() needs a string"});
@@ -123,13 +148,20 @@ bool find_with(Runtime& rt, std::string_view name, const Value& self, const Args
   if (!rt.charge_bytes(text.size())) return false;
   const size_t at = from_right ? text.rfind(slots[0]->str()) : text.find(slots[0]->str());
   if (at == std::string::npos && must) return rt.fail("substring not found");
-  *out = Value::of(at == std::string::npos ? Int{-1} : static_cast<Int>(count_chars(std::string_view(text).substr(0, at))));
+  *out = Value::of(at == std::string::npos ? Int{-1}
+                                           : static_cast<Int>(count_chars(std::string_view(text).substr(0, at))));
   return true;
 }
 
-bool str_find(Runtime& rt, const Value& self, const Args& args, Value* out) { return find_with(rt, "find", self, args, false, false, out); }
-bool str_rfind(Runtime& rt, const Value& self, const Args& args, Value* out) { return find_with(rt, "rfind", self, args, true, false, out); }
-bool str_index(Runtime& rt, const Value& self, const Args& args, Value* out) { return find_with(rt, "index", self, args, false, true, out); }
+bool str_find(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return find_with(rt, "find", self, args, false, false, out);
+}
+bool str_rfind(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return find_with(rt, "rfind", self, args, true, false, out);
+}
+bool str_index(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return find_with(rt, "index", self, args, false, true, out);
+}
 
 bool str_count(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
@@ -138,8 +170,10 @@ bool str_count(Runtime& rt, const Value& self, const Args& args, Value* out) {
   const std::string &text = self.str(), &part = slots[0]->str();
   if (!rt.charge_bytes(text.size())) return false;
   Int count = 0;
-  if (part.empty()) count = static_cast<Int>(count_chars(text)) + 1;
-  else for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + part.size())) ++count;
+  if (part.empty())
+    count = static_cast<Int>(count_chars(text)) + 1;
+  else
+    for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + part.size())) ++count;
   *out = Value::of(count);
   return true;
 }
@@ -161,9 +195,12 @@ bool str_all(Runtime& rt, const Value& self, const Args& args, Value* out) {
   return true;
 }
 
-bool is_alnum(char32_t c) { return is_letter(c) || is_numeric(c); }
+bool is_alnum(char32_t c) {
+  return is_letter(c) || is_numeric(c);
+}
 
-bool partition_with(Runtime& rt, std::string_view name, const Value& self, const Args& args, bool from_right, Value* out) {
+bool partition_with(Runtime& rt, std::string_view name, const Value& self, const Args& args, bool from_right,
+                    Value* out) {
   Slots slots;
   if (!bind_args(rt, name, args, {"sep"}, &slots)) return false;
   if (!slots[0].has_value() || !need_string(rt, name, *slots[0])) return rt.fail({name, "() needs a string"});
@@ -174,7 +211,8 @@ bool partition_with(Runtime& rt, std::string_view name, const Value& self, const
   std::vector<Value> parts(3, Value::literal(""));
   if (at == std::string::npos) {
     parts[from_right ? 2 : 0] = self;
-  } else if (!rt.string(self.text->slice(0, at), &parts[0]) || !rt.string(self.text->slice(at, at + sep.size()), &parts[1]) ||
+  } else if (!rt.string(self.text->slice(0, at), &parts[0]) ||
+             !rt.string(self.text->slice(at, at + sep.size()), &parts[1]) ||
              !rt.string(self.text->slice(at + sep.size(), text.size()), &parts[2])) {
     return false;
   }
@@ -182,8 +220,12 @@ bool partition_with(Runtime& rt, std::string_view name, const Value& self, const
   return true;
 }
 
-bool str_partition(Runtime& rt, const Value& self, const Args& args, Value* out) { return partition_with(rt, "partition", self, args, false, out); }
-bool str_rpartition(Runtime& rt, const Value& self, const Args& args, Value* out) { return partition_with(rt, "rpartition", self, args, true, out); }
+bool str_partition(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return partition_with(rt, "partition", self, args, false, out);
+}
+bool str_rpartition(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return partition_with(rt, "rpartition", self, args, true, out);
+}
 
 bool pad_with(Runtime& rt, std::string_view name, const Value& self, const Args& args, int side, Value* out) {
   Slots slots;
@@ -209,10 +251,18 @@ bool pad_with(Runtime& rt, std::string_view name, const Value& self, const Args&
   return writer.finish(out);
 }
 
-bool str_center(Runtime& rt, const Value& self, const Args& args, Value* out) { return pad_with(rt, "center", self, args, 0, out); }
-bool str_rjust(Runtime& rt, const Value& self, const Args& args, Value* out) { return pad_with(rt, "rjust", self, args, 1, out); }
-bool str_ljust(Runtime& rt, const Value& self, const Args& args, Value* out) { return pad_with(rt, "ljust", self, args, -1, out); }
-bool str_zfill(Runtime& rt, const Value& self, const Args& args, Value* out) { return pad_with(rt, "zfill", self, args, 2, out); }
+bool str_center(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return pad_with(rt, "center", self, args, 0, out);
+}
+bool str_rjust(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return pad_with(rt, "rjust", self, args, 1, out);
+}
+bool str_ljust(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return pad_with(rt, "ljust", self, args, -1, out);
+}
+bool str_zfill(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return pad_with(rt, "zfill", self, args, 2, out);
+}
 
 // '{}', '{0}', '{name}'; no conversions, no format specifications, no attribute access.
 bool str_format(Runtime& rt, const Value& self, const Args& args, Value* out) {
@@ -230,12 +280,15 @@ bool str_format(Runtime& rt, const Value& self, const Args& args, Value* out) {
       continue;
     }
     const size_t end = format.find('}', brace);
-    if (format[brace] == '}' || end == std::string::npos) return rt.fail({"single '", format.substr(brace, 1), "' in a format string"});
+    if (format[brace] == '}' || end == std::string::npos)
+      return rt.fail({"single '", format.substr(brace, 1), "' in a format string"});
     const std::string field = format.substr(brace + 1, end - brace - 1);
     const Value* value = nullptr;
     Int index = 0;
     if (field.empty() || parse_int(field, 10, &index)) {
-      const size_t at = field.empty() ? automatic++ : index < 0 ? args.positional.size() : static_cast<size_t>(std::min(index, Int{1000}));
+      const size_t at = field.empty() ? automatic++
+                        : index < 0   ? args.positional.size()
+                                      : static_cast<size_t>(std::min(index, Int{1000}));
       if (at < args.positional.size()) value = &args.positional[at];
     } else {
       for (const auto& [name, named] : args.named) {
@@ -308,7 +361,8 @@ template <int kWhat>  // 0 keys, 1 values, 2 pairs
 bool dict_list(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
   DictObject* dict = rt.entries(self);
-  if (dict == nullptr || !bind_args(rt, "dict method", args, {}, &slots) || !rt.charge(dict->entries.size())) return false;
+  if (dict == nullptr || !bind_args(rt, "dict method", args, {}, &slots) || !rt.charge(dict->entries.size()))
+    return false;
   std::vector<Value> items;
   items.reserve(dict->entries.size());
   for (const auto& [key, value] : dict->entries) {
@@ -333,20 +387,42 @@ struct Entry {
   Builtin function;
 };
 
-constexpr std::array kStringMethods{
-    Entry{"strip", str_strip}, Entry{"lstrip", str_lstrip}, Entry{"rstrip", str_rstrip}, Entry{"split", str_split},
-    Entry{"rsplit", str_rsplit}, Entry{"splitlines", str_splitlines}, Entry{"startswith", str_startswith},
-    Entry{"endswith", str_endswith}, Entry{"removeprefix", str_removeprefix}, Entry{"removesuffix", str_removesuffix},
-    Entry{"replace", str_replace}, Entry{"upper", str_case<'u'>}, Entry{"lower", str_case<'l'>},
-    Entry{"casefold", str_case<'l'>}, Entry{"title", str_case<'t'>}, Entry{"capitalize", str_case<'c'>},
-    Entry{"join", str_join}, Entry{"find", str_find}, Entry{"rfind", str_rfind}, Entry{"index", str_index},
-    Entry{"count", str_count}, Entry{"isdigit", str_all<is_decimal_digit, false>},
-    Entry{"isdecimal", str_all<is_decimal_digit, false>}, Entry{"isnumeric", str_all<is_numeric, false>},
-    Entry{"isalpha", str_all<is_letter, false>}, Entry{"isalnum", str_all<is_alnum, false>},
-    Entry{"isspace", str_all<is_space, false>}, Entry{"isupper", str_all<is_upper, true>},
-    Entry{"islower", str_all<is_lower, true>}, Entry{"partition", str_partition}, Entry{"rpartition", str_rpartition},
-    Entry{"center", str_center}, Entry{"rjust", str_rjust}, Entry{"ljust", str_ljust}, Entry{"zfill", str_zfill},
-    Entry{"format", str_format}};
+constexpr std::array kStringMethods{Entry{"strip", str_strip},
+                                    Entry{"lstrip", str_lstrip},
+                                    Entry{"rstrip", str_rstrip},
+                                    Entry{"split", str_split},
+                                    Entry{"rsplit", str_rsplit},
+                                    Entry{"splitlines", str_splitlines},
+                                    Entry{"startswith", str_startswith},
+                                    Entry{"endswith", str_endswith},
+                                    Entry{"removeprefix", str_removeprefix},
+                                    Entry{"removesuffix", str_removesuffix},
+                                    Entry{"replace", str_replace},
+                                    Entry{"upper", str_case<'u'>},
+                                    Entry{"lower", str_case<'l'>},
+                                    Entry{"casefold", str_case<'l'>},
+                                    Entry{"title", str_case<'t'>},
+                                    Entry{"capitalize", str_case<'c'>},
+                                    Entry{"join", str_join},
+                                    Entry{"find", str_find},
+                                    Entry{"rfind", str_rfind},
+                                    Entry{"index", str_index},
+                                    Entry{"count", str_count},
+                                    Entry{"isdigit", str_all<is_decimal_digit, false>},
+                                    Entry{"isdecimal", str_all<is_decimal_digit, false>},
+                                    Entry{"isnumeric", str_all<is_numeric, false>},
+                                    Entry{"isalpha", str_all<is_letter, false>},
+                                    Entry{"isalnum", str_all<is_alnum, false>},
+                                    Entry{"isspace", str_all<is_space, false>},
+                                    Entry{"isupper", str_all<is_upper, true>},
+                                    Entry{"islower", str_all<is_lower, true>},
+                                    Entry{"partition", str_partition},
+                                    Entry{"rpartition", str_rpartition},
+                                    Entry{"center", str_center},
+                                    Entry{"rjust", str_rjust},
+                                    Entry{"ljust", str_ljust},
+                                    Entry{"zfill", str_zfill},
+                                    Entry{"format", str_format}};
 constexpr std::array kListMethods{Entry{"index", list_index}, Entry{"count", list_count}};
 constexpr std::array kDictMethods{Entry{"get", dict_get}, Entry{"items", dict_list<2>}, Entry{"keys", dict_list<0>},
                                   Entry{"values", dict_list<1>}, Entry{"copy", dict_copy}};
@@ -361,11 +437,16 @@ Builtin find_method(const Value& object, std::string_view name) {
     return nullptr;
   };
   switch (object.kind) {
-    case Kind::kString: return in(kStringMethods);
-    case Kind::kList: return object.list->lazy ? nullptr : name == "copy" ? list_copy : in(kListMethods);
-    case Kind::kTuple: return in(kListMethods);
-    case Kind::kDict: return in(kDictMethods);
-    default: return nullptr;
+    case Kind::kString:
+      return in(kStringMethods);
+    case Kind::kList:
+      return object.list->lazy ? nullptr : name == "copy" ? list_copy : in(kListMethods);
+    case Kind::kTuple:
+      return in(kListMethods);
+    case Kind::kDict:
+      return in(kDictMethods);
+    default:
+      return nullptr;
   }
 }
 

@@ -11,6 +11,8 @@
 
 namespace dsv3::jinja {
 
+inline constexpr int kMaxValueDepth = 200;  ///< of containers in containers, for everything that walks them
+
 bool truth(const Value& value);  ///< lists and dicts of the client are looked at without converting them
 
 bool equal(Runtime& rt, const Value& a, const Value& b, bool* out);
@@ -52,7 +54,8 @@ bool write_json(Runtime& rt, const Value& value, const JsonStyle& style, Writer*
 bool split_text(Runtime& rt, const Value& text, const std::string* separator, Int max_splits, bool from_right,
                 std::vector<Value>* out);
 bool replace_text(Runtime& rt, const Text& text, const Text& from, const Text& to, Int max_count, Value* out);
-bool map_case(Runtime& rt, const Text& text, char mode, Value* out);  ///< 'u' upper, 'l' lower, 't' title, 'c' capitalize
+bool map_case(Runtime& rt, const Text& text, char mode,
+              Value* out);  ///< 'u' upper, 'l' lower, 't' title, 'c' capitalize
 bool split_lines(Runtime& rt, const Text& text, bool keep_ends, std::vector<Value>* out);
 bool printf_text(Runtime& rt, const Text& format, const Args& args, Value* out);  ///< the % operator
 bool parse_int(std::string_view text, int base, Int* out);                        ///< Python's int(text, base)

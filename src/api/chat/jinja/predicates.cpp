@@ -20,17 +20,39 @@ bool simple(Runtime& rt, const Value& self, const Args& args, Value* out) {
   return bind_args(rt, "test", args, {}, &slots);
 }
 
-bool is_defined(const Value& v) { return !v.is_undefined(); }
-bool is_undefined(const Value& v) { return v.is_undefined(); }
-bool is_none(const Value& v) { return v.is_none(); }
-bool is_boolean(const Value& v) { return v.kind == Kind::kBool; }
-bool is_true(const Value& v) { return v.kind == Kind::kBool && v.boolean; }
-bool is_false(const Value& v) { return v.kind == Kind::kBool && !v.boolean; }
-bool is_integer(const Value& v) { return v.kind == Kind::kInt; }
-bool is_float(const Value& v) { return v.kind == Kind::kFloat; }
-bool is_number(const Value& v) { return v.is_number(); }
-bool is_string(const Value& v) { return v.is_string(); }
-bool is_mapping(const Value& v) { return v.kind == Kind::kDict; }
+bool is_defined(const Value& v) {
+  return !v.is_undefined();
+}
+bool is_undefined(const Value& v) {
+  return v.is_undefined();
+}
+bool is_none(const Value& v) {
+  return v.is_none();
+}
+bool is_boolean(const Value& v) {
+  return v.kind == Kind::kBool;
+}
+bool is_true(const Value& v) {
+  return v.kind == Kind::kBool && v.boolean;
+}
+bool is_false(const Value& v) {
+  return v.kind == Kind::kBool && !v.boolean;
+}
+bool is_integer(const Value& v) {
+  return v.kind == Kind::kInt;
+}
+bool is_float(const Value& v) {
+  return v.kind == Kind::kFloat;
+}
+bool is_number(const Value& v) {
+  return v.is_number();
+}
+bool is_string(const Value& v) {
+  return v.is_string();
+}
+bool is_mapping(const Value& v) {
+  return v.kind == Kind::kDict;
+}
 bool is_iterable(const Value& v) {
   return v.is_undefined() || v.is_string() || v.is_list() || v.kind == Kind::kDict || v.kind == Kind::kLoop;
 }
@@ -40,7 +62,9 @@ bool is_sequence(const Value& v) {
 bool is_callable(const Value& v) {
   return v.is_undefined() || v.kind == Kind::kFunction || v.kind == Kind::kMethod || v.kind == Kind::kMacro;
 }
-bool is_escaped(const Value&) { return false; }
+bool is_escaped(const Value&) {
+  return false;
+}
 
 template <bool (*kChar)(char32_t)>
 bool cased(Runtime& rt, const Value& self, const Args&, Value* out) {
@@ -89,13 +113,27 @@ bool compare_with(Runtime& rt, std::string_view op, const Value& self, const Arg
   return true;
 }
 
-bool test_eq(Runtime& rt, const Value& self, const Args& args, Value* out) { return compare_with(rt, "==", self, args, out); }
-bool test_ne(Runtime& rt, const Value& self, const Args& args, Value* out) { return compare_with(rt, "!=", self, args, out); }
-bool test_lt(Runtime& rt, const Value& self, const Args& args, Value* out) { return compare_with(rt, "<", self, args, out); }
-bool test_le(Runtime& rt, const Value& self, const Args& args, Value* out) { return compare_with(rt, "<=", self, args, out); }
-bool test_gt(Runtime& rt, const Value& self, const Args& args, Value* out) { return compare_with(rt, ">", self, args, out); }
-bool test_ge(Runtime& rt, const Value& self, const Args& args, Value* out) { return compare_with(rt, ">=", self, args, out); }
-bool test_in(Runtime& rt, const Value& self, const Args& args, Value* out) { return compare_with(rt, "in", self, args, out); }
+bool test_eq(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return compare_with(rt, "==", self, args, out);
+}
+bool test_ne(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return compare_with(rt, "!=", self, args, out);
+}
+bool test_lt(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return compare_with(rt, "<", self, args, out);
+}
+bool test_le(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return compare_with(rt, "<=", self, args, out);
+}
+bool test_gt(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return compare_with(rt, ">", self, args, out);
+}
+bool test_ge(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return compare_with(rt, ">=", self, args, out);
+}
+bool test_in(Runtime& rt, const Value& self, const Args& args, Value* out) {
+  return compare_with(rt, "in", self, args, out);
+}
 
 bool test_sameas(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
@@ -105,8 +143,13 @@ bool test_sameas(Runtime& rt, const Value& self, const Args& args, Value* out) {
   bool same = self.kind == other.kind;
   if (same) {
     switch (self.kind) {
-      case Kind::kList: case Kind::kTuple: same = self.list == other.list; break;
-      case Kind::kDict: same = self.dict == other.dict; break;
+      case Kind::kList:
+      case Kind::kTuple:
+        same = self.list == other.list;
+        break;
+      case Kind::kDict:
+        same = self.dict == other.dict;
+        break;
       default:
         if (!equal(rt, self, other, &same)) return false;
     }
@@ -141,7 +184,8 @@ bool function_range(Runtime& rt, const Value&, const Args& args, Value* out) {
   const Int end = args.positional[count > 1 ? 1 : 0].as_int();
   const Int step = count > 2 ? args.positional[2].as_int() : 1;
   if (step == 0) return rt.fail("range() arg 3 must not be zero");
-  const Int size = step > 0 ? (end > begin ? (end - begin + step - 1) / step : 0) : (begin > end ? (begin - end - step - 1) / -step : 0);
+  const Int size = step > 0 ? (end > begin ? (end - begin + step - 1) / step : 0)
+                            : (begin > end ? (begin - end - step - 1) / -step : 0);
   if (size > kMaxRange) return rt.fail("Range too big. The sandbox blocks ranges larger than MAX_RANGE (100000).");
   if (!rt.charge(static_cast<uint64_t>(size))) return false;
   std::vector<Value> items;
@@ -206,23 +250,49 @@ struct Entry {
   Builtin function;
 };
 
-constexpr std::array kTests{
-    Entry{"!=", test_ne}, Entry{"<", test_lt}, Entry{"<=", test_le}, Entry{"==", test_eq}, Entry{">", test_gt},
-    Entry{">=", test_ge}, Entry{"boolean", simple<is_boolean>}, Entry{"callable", simple<is_callable>},
-    Entry{"defined", simple<is_defined>}, Entry{"divisibleby", test_divisibleby}, Entry{"eq", test_eq},
-    Entry{"equalto", test_eq}, Entry{"escaped", simple<is_escaped>}, Entry{"even", parity<0>},
-    Entry{"false", simple<is_false>}, Entry{"filter", exists<find_filter>}, Entry{"float", simple<is_float>},
-    Entry{"ge", test_ge}, Entry{"greaterthan", test_gt}, Entry{"gt", test_gt}, Entry{"in", test_in},
-    Entry{"integer", simple<is_integer>}, Entry{"iterable", simple<is_iterable>}, Entry{"le", test_le},
-    Entry{"lessthan", test_lt}, Entry{"lower", cased<is_lower>}, Entry{"lt", test_lt},
-    Entry{"mapping", simple<is_mapping>}, Entry{"ne", test_ne}, Entry{"none", simple<is_none>},
-    Entry{"number", simple<is_number>}, Entry{"odd", parity<1>}, Entry{"sameas", test_sameas},
-    Entry{"sequence", simple<is_sequence>}, Entry{"string", simple<is_string>}, Entry{"test", exists<find_test>},
-    Entry{"true", simple<is_true>}, Entry{"undefined", simple<is_undefined>}, Entry{"upper", cased<is_upper>}};
+constexpr std::array kTests{Entry{"!=", test_ne},
+                            Entry{"<", test_lt},
+                            Entry{"<=", test_le},
+                            Entry{"==", test_eq},
+                            Entry{">", test_gt},
+                            Entry{">=", test_ge},
+                            Entry{"boolean", simple<is_boolean>},
+                            Entry{"callable", simple<is_callable>},
+                            Entry{"defined", simple<is_defined>},
+                            Entry{"divisibleby", test_divisibleby},
+                            Entry{"eq", test_eq},
+                            Entry{"equalto", test_eq},
+                            Entry{"escaped", simple<is_escaped>},
+                            Entry{"even", parity<0>},
+                            Entry{"false", simple<is_false>},
+                            Entry{"filter", exists<find_filter>},
+                            Entry{"float", simple<is_float>},
+                            Entry{"ge", test_ge},
+                            Entry{"greaterthan", test_gt},
+                            Entry{"gt", test_gt},
+                            Entry{"in", test_in},
+                            Entry{"integer", simple<is_integer>},
+                            Entry{"iterable", simple<is_iterable>},
+                            Entry{"le", test_le},
+                            Entry{"lessthan", test_lt},
+                            Entry{"lower", cased<is_lower>},
+                            Entry{"lt", test_lt},
+                            Entry{"mapping", simple<is_mapping>},
+                            Entry{"ne", test_ne},
+                            Entry{"none", simple<is_none>},
+                            Entry{"number", simple<is_number>},
+                            Entry{"odd", parity<1>},
+                            Entry{"sameas", test_sameas},
+                            Entry{"sequence", simple<is_sequence>},
+                            Entry{"string", simple<is_string>},
+                            Entry{"test", exists<find_test>},
+                            Entry{"true", simple<is_true>},
+                            Entry{"undefined", simple<is_undefined>},
+                            Entry{"upper", cased<is_upper>}};
 
-constexpr std::array kFunctions{
-    Entry{"dict", function_dict}, Entry{"namespace", function_namespace}, Entry{"raise_exception", function_raise},
-    Entry{"range", function_range}, Entry{"strftime_now", function_strftime_now}};
+constexpr std::array kFunctions{Entry{"dict", function_dict}, Entry{"namespace", function_namespace},
+                                Entry{"raise_exception", function_raise}, Entry{"range", function_range},
+                                Entry{"strftime_now", function_strftime_now}};
 
 template <class Table>
 Builtin find_in(const Table& table, std::string_view name) {
@@ -234,7 +304,11 @@ Builtin find_in(const Table& table, std::string_view name) {
 
 }  // namespace
 
-Builtin find_test(std::string_view name) { return find_in(kTests, name); }
-Builtin find_function(std::string_view name) { return find_in(kFunctions, name); }
+Builtin find_test(std::string_view name) {
+  return find_in(kTests, name);
+}
+Builtin find_function(std::string_view name) {
+  return find_in(kFunctions, name);
+}
 
 }  // namespace dsv3::jinja

@@ -33,19 +33,33 @@ std::string int_to_string(Int value) {
 
 const char* type_name(const Value& value) {
   switch (value.kind) {
-    case Kind::kUndefined: return "Undefined";
-    case Kind::kNone: return "NoneType";
-    case Kind::kBool: return "bool";
-    case Kind::kInt: return "int";
-    case Kind::kFloat: return "float";
-    case Kind::kString: return "str";
-    case Kind::kList: return "list";
-    case Kind::kTuple: return "tuple";
-    case Kind::kDict: return "dict";
-    case Kind::kNamespace: return "Namespace";
-    case Kind::kLoop: return "LoopContext";
-    case Kind::kMethod: case Kind::kFunction: return "function";
-    case Kind::kMacro: return "Macro";
+    case Kind::kUndefined:
+      return "Undefined";
+    case Kind::kNone:
+      return "NoneType";
+    case Kind::kBool:
+      return "bool";
+    case Kind::kInt:
+      return "int";
+    case Kind::kFloat:
+      return "float";
+    case Kind::kString:
+      return "str";
+    case Kind::kList:
+      return "list";
+    case Kind::kTuple:
+      return "tuple";
+    case Kind::kDict:
+      return "dict";
+    case Kind::kNamespace:
+      return "Namespace";
+    case Kind::kLoop:
+      return "LoopContext";
+    case Kind::kMethod:
+    case Kind::kFunction:
+      return "function";
+    case Kind::kMacro:
+      return "Macro";
   }
   return "value";
 }
@@ -111,14 +125,20 @@ Value Runtime::method(const Value& self, Builtin function) {
   return value;
 }
 
-LoopObject* Runtime::loop() { return &loops_.emplace_back(); }
+LoopObject* Runtime::loop() {
+  return &loops_.emplace_back();
+}
 
 Value Runtime::from_json(const Json& json, Source source) {
   switch (json.type()) {
-    case Json::value_t::boolean: return Value::of(json.get<bool>());
-    case Json::value_t::number_integer: return Value::of(Int{json.get<int64_t>()});
-    case Json::value_t::number_unsigned: return Value::of(static_cast<Int>(json.get<uint64_t>()));
-    case Json::value_t::number_float: return Value::of(json.get<double>());
+    case Json::value_t::boolean:
+      return Value::of(json.get<bool>());
+    case Json::value_t::number_integer:
+      return Value::of(Int{json.get<int64_t>()});
+    case Json::value_t::number_unsigned:
+      return Value::of(static_cast<Int>(json.get<uint64_t>()));
+    case Json::value_t::number_float:
+      return Value::of(json.get<double>());
     case Json::value_t::string: {
       Value value;
       string(Text(json.get_ref<const std::string&>(), source), &value);
@@ -134,7 +154,8 @@ Value Runtime::from_json(const Json& json, Source source) {
       value.dict->pending = &json;
       return value;
     }
-    default: return Value::none();
+    default:
+      return Value::none();
   }
 }
 
@@ -203,8 +224,10 @@ bool Runtime::set(const Value& value, const Value& key, Value element) {
 void Writer::write(std::string_view bytes, Source source) {
   if (text_.size() + bytes.size() > rt_.limits().max_output_bytes) overflow_ = true;
   // The first byte over the limit is kept, so that finish() sees that there was one.
-  if (!overflow_) text_.append(bytes, source);
-  else if (text_.size() <= rt_.limits().max_output_bytes) text_.append(bytes.substr(0, rt_.limits().max_output_bytes + 1 - text_.size()), source);
+  if (!overflow_)
+    text_.append(bytes, source);
+  else if (text_.size() <= rt_.limits().max_output_bytes)
+    text_.append(bytes.substr(0, rt_.limits().max_output_bytes + 1 - text_.size()), source);
 }
 
 void Writer::write(const Text& text, size_t begin, size_t end) {
@@ -222,7 +245,8 @@ bool bind_args(Runtime& rt, std::string_view function, const Args& args, const s
                std::vector<std::optional<Value>>* slots) {
   slots->assign(names.size(), std::nullopt);
   if (args.positional.size() > names.size()) {
-    return rt.fail({function, "() takes at most ", std::to_string(names.size()), " arguments, ", std::to_string(args.positional.size()), " given"});
+    return rt.fail({function, "() takes at most ", std::to_string(names.size()), " arguments, ",
+                    std::to_string(args.positional.size()), " given"});
   }
   for (size_t i = 0; i < args.positional.size(); ++i) (*slots)[i] = args.positional[i];
   for (const auto& [name, value] : args.named) {

@@ -77,7 +77,7 @@ class Writer {
 };
 
 /// Puts arguments into slots by position and name. Missing ones stay nullopt; what does not fit is an error.
-bool bind_args(Runtime& rt, std::string_view function, const Args& args,
-               const std::vector<std::string_view>& names, std::vector<std::optional<Value>>* slots);
+bool bind_args(Runtime& rt, std::string_view function, const Args& args, const std::vector<std::string_view>& names,
+               std::vector<std::optional<Value>>* slots);
 
 }  // namespace dsv3::jinja

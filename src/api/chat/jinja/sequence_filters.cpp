@@ -12,7 +12,9 @@ namespace {
 
 using Slots = std::vector<std::optional<Value>>;
 
-bool flag(const std::optional<Value>& slot) { return slot.has_value() && truth(*slot); }
+bool flag(const std::optional<Value>& slot) {
+  return slot.has_value() && truth(*slot);
+}
 
 // item.a.0.b, as jinja's `attribute` arguments mean it; each step is a subscript.
 bool follow(Runtime& rt, const Value& path, const Value& item, Value* out) {
@@ -122,7 +124,8 @@ bool sort_by(Runtime& rt, std::vector<Value>* items, const std::vector<Value>& k
 bool filter_sort(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
   std::vector<Value> items;
-  if (!bind_args(rt, "sort", args, {"reverse", "case_sensitive", "attribute"}, &slots) || !iterate(rt, self, &items)) return false;
+  if (!bind_args(rt, "sort", args, {"reverse", "case_sensitive", "attribute"}, &slots) || !iterate(rt, self, &items))
+    return false;
   std::vector<Value> paths;
   if (slots[2].has_value() && slots[2]->is_string()) {
     const std::string comma = ",";
@@ -173,7 +176,8 @@ bool filter_dictsort(Runtime& rt, const Value& self, const Args& args, Value* ou
 bool filter_unique(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
   std::vector<Value> items, kept, seen;
-  if (!bind_args(rt, "unique", args, {"case_sensitive", "attribute"}, &slots) || !iterate(rt, self, &items)) return false;
+  if (!bind_args(rt, "unique", args, {"case_sensitive", "attribute"}, &slots) || !iterate(rt, self, &items))
+    return false;
   for (const Value& item : items) {
     Value key = item;
     if (slots[1].has_value() && !slots[1]->is_none() && !follow(rt, *slots[1], item, &key)) return false;
@@ -194,7 +198,8 @@ template <bool kMax>
 bool filter_extreme(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
   std::vector<Value> items;
-  if (!bind_args(rt, kMax ? "max" : "min", args, {"case_sensitive", "attribute"}, &slots) || !iterate(rt, self, &items)) return false;
+  if (!bind_args(rt, kMax ? "max" : "min", args, {"case_sensitive", "attribute"}, &slots) || !iterate(rt, self, &items))
+    return false;
   *out = Value::undefined("aggregated item");
   Value best;
   for (size_t i = 0; i < items.size(); ++i) {
@@ -230,7 +235,8 @@ bool filter_batch(Runtime& rt, const Value& self, const Args& args, Value* out) 
   Slots slots;
   std::vector<Value> items, rows, row;
   if (!bind_args(rt, "batch", args, {"linecount", "fill_with"}, &slots) || !iterate(rt, self, &items)) return false;
-  if (!slots[0].has_value() || !slots[0]->is_integer() || slots[0]->as_int() < 1) return rt.fail("batch: linecount must be a positive integer");
+  if (!slots[0].has_value() || !slots[0]->is_integer() || slots[0]->as_int() < 1)
+    return rt.fail("batch: linecount must be a positive integer");
   const Int size = slots[0]->as_int();
   for (Value& item : items) {
     if (static_cast<Int>(row.size()) == size) rows.push_back(rt.list(std::exchange(row, {})));
@@ -309,7 +315,9 @@ bool filter_select(Runtime& rt, const Value& self, const Args& args, Value* out)
   if (next < args.positional.size()) {
     const Value& name = args.positional[next++];
     test = name.is_string() ? find_test(name.str()) : nullptr;
-    if (test == nullptr) return rt.fail({"No test named '", (name.is_string() ? name.str().substr(0, 64) : std::string(type_name(name))), "'."});
+    if (test == nullptr)
+      return rt.fail(
+          {"No test named '", (name.is_string() ? name.str().substr(0, 64) : std::string(type_name(name))), "'."});
     rest.positional.assign(args.positional.begin() + static_cast<std::ptrdiff_t>(next), args.positional.end());
   }
   for (const Value& item : items) {
@@ -330,7 +338,8 @@ bool filter_select(Runtime& rt, const Value& self, const Args& args, Value* out)
 bool filter_groupby(Runtime& rt, const Value& self, const Args& args, Value* out) {
   Slots slots;
   std::vector<Value> items, keys, groups;
-  if (!bind_args(rt, "groupby", args, {"attribute", "default", "case_sensitive"}, &slots) || !iterate(rt, self, &items)) return false;
+  if (!bind_args(rt, "groupby", args, {"attribute", "default", "case_sensitive"}, &slots) || !iterate(rt, self, &items))
+    return false;
   if (!slots[0].has_value()) return rt.fail("groupby needs an attribute");
   const auto key_of = [&](const Value& item, bool fold, Value* key) {
     if (!follow(rt, *slots[0], item, key)) return false;
@@ -368,15 +377,26 @@ struct Entry {
   Builtin function;
 };
 
-constexpr std::array kFilters{
-    Entry{"attr", filter_attr}, Entry{"batch", filter_batch}, Entry{"dictsort", filter_dictsort},
-    Entry{"first", filter_first}, Entry{"groupby", filter_groupby}, Entry{"items", filter_items},
-    Entry{"join", filter_join}, Entry{"last", filter_last}, Entry{"list", filter_list}, Entry{"map", filter_map},
-    Entry{"max", filter_extreme<true>}, Entry{"min", filter_extreme<false>},
-    Entry{"reject", filter_select<false, false>}, Entry{"rejectattr", filter_select<false, true>},
-    Entry{"reverse", filter_reverse}, Entry{"select", filter_select<true, false>},
-    Entry{"selectattr", filter_select<true, true>}, Entry{"sort", filter_sort}, Entry{"sum", filter_sum},
-    Entry{"unique", filter_unique}};
+constexpr std::array kFilters{Entry{"attr", filter_attr},
+                              Entry{"batch", filter_batch},
+                              Entry{"dictsort", filter_dictsort},
+                              Entry{"first", filter_first},
+                              Entry{"groupby", filter_groupby},
+                              Entry{"items", filter_items},
+                              Entry{"join", filter_join},
+                              Entry{"last", filter_last},
+                              Entry{"list", filter_list},
+                              Entry{"map", filter_map},
+                              Entry{"max", filter_extreme<true>},
+                              Entry{"min", filter_extreme<false>},
+                              Entry{"reject", filter_select<false, false>},
+                              Entry{"rejectattr", filter_select<false, true>},
+                              Entry{"reverse", filter_reverse},
+                              Entry{"select", filter_select<true, false>},
+                              Entry{"selectattr", filter_select<true, true>},
+                              Entry{"sort", filter_sort},
+                              Entry{"sum", filter_sum},
+                              Entry{"unique", filter_unique}};
 
 }  // namespace
 

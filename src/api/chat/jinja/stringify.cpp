@@ -10,8 +10,6 @@
 namespace dsv3::jinja {
 namespace {
 
-constexpr int kMaxValueDepth = 200;
-
 // Walks the sources of a text from front to back.
 class Sources {
  public:
@@ -48,13 +46,20 @@ void write_quoted(const Text& text, Writer* out) {
     const size_t length = decode_char(bytes, i, &c);
     const Source source = sources.at(i);
     if (c == static_cast<char32_t>(quote) || c == '\\') out->write("\\", source);
-    if (c == '\n') out->write("\\n", source);
-    else if (c == '\r') out->write("\\r", source);
-    else if (c == '\t') out->write("\\t", source);
-    else if (is_printable(c)) out->write(std::string_view(bytes).substr(i, length), source);
-    else if (c < 0x100) out->write(hex_escape('x', c), source);
-    else if (c < 0x10000) out->write(hex_escape('u', c), source);
-    else out->write(hex_escape('U', c), source);
+    if (c == '\n')
+      out->write("\\n", source);
+    else if (c == '\r')
+      out->write("\\r", source);
+    else if (c == '\t')
+      out->write("\\t", source);
+    else if (is_printable(c))
+      out->write(std::string_view(bytes).substr(i, length), source);
+    else if (c < 0x100)
+      out->write(hex_escape('x', c), source);
+    else if (c < 0x10000)
+      out->write(hex_escape('u', c), source);
+    else
+      out->write(hex_escape('U', c), source);
     i += length;
   }
   out->write(std::string_view(&quote, 1));
@@ -96,22 +101,44 @@ bool repr_at(Runtime& rt, const Value& value, int depth, Writer* out) {
   if (depth > kMaxValueDepth) return rt.fail("values nested too deeply to print");
   if (!rt.charge() || !out->check()) return false;
   switch (value.kind) {
-    case Kind::kUndefined: out->write("Undefined"); return true;
-    case Kind::kNone: out->write("None"); return true;
-    case Kind::kBool: out->write(value.boolean ? "True" : "False"); return true;
-    case Kind::kInt: out->write(int_to_string(value.integer)); return true;
-    case Kind::kFloat: out->write(float_repr(value.number)); return true;
-    case Kind::kString: write_quoted(*value.text, out); return true;
-    case Kind::kList: case Kind::kTuple: return repr_list(rt, value, depth, out);
-    case Kind::kDict: return repr_dict(rt, value, depth, out);
+    case Kind::kUndefined:
+      out->write("Undefined");
+      return true;
+    case Kind::kNone:
+      out->write("None");
+      return true;
+    case Kind::kBool:
+      out->write(value.boolean ? "True" : "False");
+      return true;
+    case Kind::kInt:
+      out->write(int_to_string(value.integer));
+      return true;
+    case Kind::kFloat:
+      out->write(float_repr(value.number));
+      return true;
+    case Kind::kString:
+      write_quoted(*value.text, out);
+      return true;
+    case Kind::kList:
+    case Kind::kTuple:
+      return repr_list(rt, value, depth, out);
+    case Kind::kDict:
+      return repr_dict(rt, value, depth, out);
     case Kind::kNamespace:
       out->write("<Namespace ");
       if (!repr_dict(rt, value, depth, out)) return false;
       out->write(">");
       return true;
-    case Kind::kLoop: out->write("<LoopContext>"); return true;
-    case Kind::kMethod: case Kind::kFunction: out->write("<function>"); return true;
-    case Kind::kMacro: out->write("<Macro>"); return true;
+    case Kind::kLoop:
+      out->write("<LoopContext>");
+      return true;
+    case Kind::kMethod:
+    case Kind::kFunction:
+      out->write("<function>");
+      return true;
+    case Kind::kMacro:
+      out->write("<Macro>");
+      return true;
   }
   return true;
 }
@@ -124,20 +151,30 @@ void write_json_string(const Text& text, bool ensure_ascii, Writer* out) {
     char32_t c = 0;
     const size_t length = decode_char(bytes, i, &c);
     const Source source = sources.at(i);
-    if (c == '"') out->write("\\\"", source);
-    else if (c == '\\') out->write("\\\\", source);
-    else if (c == '\n') out->write("\\n", source);
-    else if (c == '\r') out->write("\\r", source);
-    else if (c == '\t') out->write("\\t", source);
-    else if (c == '\f') out->write("\\f", source);
-    else if (c == '\b') out->write("\\b", source);
-    else if (c < 0x20) out->write(hex_escape('u', c), source);
+    if (c == '"')
+      out->write("\\\"", source);
+    else if (c == '\\')
+      out->write("\\\\", source);
+    else if (c == '\n')
+      out->write("\\n", source);
+    else if (c == '\r')
+      out->write("\\r", source);
+    else if (c == '\t')
+      out->write("\\t", source);
+    else if (c == '\f')
+      out->write("\\f", source);
+    else if (c == '\b')
+      out->write("\\b", source);
+    else if (c < 0x20)
+      out->write(hex_escape('u', c), source);
     else if (ensure_ascii && c >= 0x10000) {
       out->write(hex_escape('u', 0xD800 + ((c - 0x10000) >> 10)), source);
       out->write(hex_escape('u', 0xDC00 + ((c - 0x10000) & 0x3FF)), source);
     } else if (ensure_ascii && c >= 0x7F) {
-      if (c == 0x7F) out->write("\x7f", source);
-      else out->write(hex_escape('u', c), source);
+      if (c == 0x7F)
+        out->write("\x7f", source);
+      else
+        out->write(hex_escape('u', c), source);
     } else {
       out->write(std::string_view(bytes).substr(i, length), source);
     }
@@ -162,15 +199,23 @@ bool json_at(Runtime& rt, const Value& value, const JsonStyle& style, int depth,
 
 bool json_key(Runtime& rt, const Value& key, const JsonStyle& style, Writer* out) {
   switch (key.kind) {
-    case Kind::kString: write_json_string(*key.text, style.ensure_ascii, out); return true;
-    case Kind::kNone: out->write("\"null\""); return true;
-    case Kind::kBool: out->write(key.boolean ? "\"true\"" : "\"false\""); return true;
-    case Kind::kInt: case Kind::kFloat:
+    case Kind::kString:
+      write_json_string(*key.text, style.ensure_ascii, out);
+      return true;
+    case Kind::kNone:
+      out->write("\"null\"");
+      return true;
+    case Kind::kBool:
+      out->write(key.boolean ? "\"true\"" : "\"false\"");
+      return true;
+    case Kind::kInt:
+    case Kind::kFloat:
       out->write("\"");
       out->write(key.kind == Kind::kInt ? int_to_string(key.integer) : json_float(key.number));
       out->write("\"");
       return true;
-    default: return rt.fail({"keys must be str, int, float, bool or None, not ", type_name(key)});
+    default:
+      return rt.fail({"keys must be str, int, float, bool or None, not ", type_name(key)});
   }
 }
 
@@ -206,12 +251,23 @@ bool json_at(Runtime& rt, const Value& value, const JsonStyle& style, int depth,
   if (depth > kMaxValueDepth) return rt.fail("values nested too deeply for JSON");
   if (!rt.charge() || !out->check()) return false;
   switch (value.kind) {
-    case Kind::kNone: out->write("null"); return true;
-    case Kind::kBool: out->write(value.boolean ? "true" : "false"); return true;
-    case Kind::kInt: out->write(int_to_string(value.integer)); return true;
-    case Kind::kFloat: out->write(json_float(value.number)); return true;
-    case Kind::kString: write_json_string(*value.text, style.ensure_ascii, out); return true;
-    case Kind::kList: case Kind::kTuple: {
+    case Kind::kNone:
+      out->write("null");
+      return true;
+    case Kind::kBool:
+      out->write(value.boolean ? "true" : "false");
+      return true;
+    case Kind::kInt:
+      out->write(int_to_string(value.integer));
+      return true;
+    case Kind::kFloat:
+      out->write(json_float(value.number));
+      return true;
+    case Kind::kString:
+      write_json_string(*value.text, style.ensure_ascii, out);
+      return true;
+    case Kind::kList:
+    case Kind::kTuple: {
       if (value.list->lazy) break;
       std::vector<Value>* items = rt.items(value);
       if (items == nullptr) return false;
@@ -226,8 +282,10 @@ bool json_at(Runtime& rt, const Value& value, const JsonStyle& style, int depth,
       out->write("]");
       return true;
     }
-    case Kind::kDict: return json_dict(rt, value, style, depth, out);
-    default: break;
+    case Kind::kDict:
+      return json_dict(rt, value, style, depth, out);
+    default:
+      break;
   }
   return rt.fail({"Object of type ", type_name(value), " is not JSON serializable"});
 }
@@ -238,7 +296,8 @@ std::string float_repr(double value) {
   if (std::isnan(value)) return "nan";
   if (std::isinf(value)) return value > 0 ? "inf" : "-inf";
   std::array<char, 40> buffer;
-  const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), value, std::chars_format::scientific).ptr;
+  const auto end =
+      std::to_chars(buffer.data(), buffer.data() + buffer.size(), value, std::chars_format::scientific).ptr;
   std::string_view text(buffer.data(), static_cast<size_t>(end - buffer.data()));
   std::string out;
   if (text.front() == '-') {
@@ -260,10 +319,13 @@ std::string float_repr(double value) {
   }
   if (exponent < 0) return out + "0." + std::string(static_cast<size_t>(-exponent - 1), '0') + digits;
   if (count <= exponent + 1) return out + digits + std::string(static_cast<size_t>(exponent + 1 - count), '0') + ".0";
-  return out + digits.substr(0, static_cast<size_t>(exponent) + 1) + "." + digits.substr(static_cast<size_t>(exponent) + 1);
+  return out + digits.substr(0, static_cast<size_t>(exponent) + 1) + "." +
+         digits.substr(static_cast<size_t>(exponent) + 1);
 }
 
-bool write_repr(Runtime& rt, const Value& value, Writer* out) { return repr_at(rt, value, 0, out) && out->check(); }
+bool write_repr(Runtime& rt, const Value& value, Writer* out) {
+  return repr_at(rt, value, 0, out) && out->check();
+}
 
 bool write_str(Runtime& rt, const Value& value, Writer* out) {
   if (value.is_undefined()) return true;

@@ -26,8 +26,8 @@ void Text::append(const Text& other, size_t begin, size_t end) {
   if (begin >= end) return;
   const size_t base = bytes_.size();
   bytes_.append(other.bytes_, begin, end - begin);
-  auto it = std::partition_point(other.marks_.begin(), other.marks_.end(),
-                                 [begin](const Mark& m) { return m.end <= begin; });
+  auto it =
+      std::partition_point(other.marks_.begin(), other.marks_.end(), [begin](const Mark& m) { return m.end <= begin; });
   for (; it != other.marks_.end() && it->begin < end; ++it) {
     mark(base + std::max(it->begin, begin) - begin, base + std::min(it->end, end) - begin, it->source);
   }
@@ -52,7 +52,10 @@ size_t decode_char(std::string_view text, size_t offset, char32_t* code_point) {
     *code_point = lead;
     return 1;
   }
-  const size_t length = lead >= 0xF0 && lead <= 0xF4 ? 4 : lead >= 0xE0 && lead < 0xF0 ? 3 : lead >= 0xC2 && lead < 0xE0 ? 2 : 0;
+  const size_t length = lead >= 0xF0 && lead <= 0xF4  ? 4
+                        : lead >= 0xE0 && lead < 0xF0 ? 3
+                        : lead >= 0xC2 && lead < 0xE0 ? 2
+                                                      : 0;
   *code_point = 0xFFFD;
   if (length == 0 || offset + length > text.size()) return 1;
   char32_t c = lead & (0xFF >> (length + 1));
@@ -123,15 +126,23 @@ bool is_space(char32_t c) {
 
 namespace {
 
-utf8proc_category_t category(char32_t c) { return utf8proc_category(static_cast<utf8proc_int32_t>(c)); }
+utf8proc_category_t category(char32_t c) {
+  return utf8proc_category(static_cast<utf8proc_int32_t>(c));
+}
 
 }  // namespace
 
 bool is_printable(char32_t c) {
   if (c == ' ') return true;
   switch (category(c)) {
-    case UTF8PROC_CATEGORY_CC: case UTF8PROC_CATEGORY_CF: case UTF8PROC_CATEGORY_CS: case UTF8PROC_CATEGORY_CO:
-    case UTF8PROC_CATEGORY_CN: case UTF8PROC_CATEGORY_ZL: case UTF8PROC_CATEGORY_ZP: case UTF8PROC_CATEGORY_ZS:
+    case UTF8PROC_CATEGORY_CC:
+    case UTF8PROC_CATEGORY_CF:
+    case UTF8PROC_CATEGORY_CS:
+    case UTF8PROC_CATEGORY_CO:
+    case UTF8PROC_CATEGORY_CN:
+    case UTF8PROC_CATEGORY_ZL:
+    case UTF8PROC_CATEGORY_ZP:
+    case UTF8PROC_CATEGORY_ZS:
       return false;
     default:
       return true;
@@ -143,7 +154,9 @@ bool is_letter(char32_t c) {
   return k >= UTF8PROC_CATEGORY_LU && k <= UTF8PROC_CATEGORY_LO;
 }
 
-bool is_decimal_digit(char32_t c) { return category(c) == UTF8PROC_CATEGORY_ND; }
+bool is_decimal_digit(char32_t c) {
+  return category(c) == UTF8PROC_CATEGORY_ND;
+}
 
 bool is_numeric(char32_t c) {
   const utf8proc_category_t k = category(c);
@@ -157,11 +170,21 @@ bool is_identifier_char(char32_t c) {
          k == UTF8PROC_CATEGORY_MC || k == UTF8PROC_CATEGORY_PC;
 }
 
-bool is_upper(char32_t c) { return category(c) == UTF8PROC_CATEGORY_LU; }
-bool is_lower(char32_t c) { return category(c) == UTF8PROC_CATEGORY_LL || c == 0xAA || c == 0xBA; }
-bool is_cased(char32_t c) { return is_upper(c) || is_lower(c) || category(c) == UTF8PROC_CATEGORY_LT; }
-char32_t to_upper(char32_t c) { return static_cast<char32_t>(utf8proc_toupper(static_cast<utf8proc_int32_t>(c))); }
-char32_t to_lower(char32_t c) { return static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))); }
+bool is_upper(char32_t c) {
+  return category(c) == UTF8PROC_CATEGORY_LU;
+}
+bool is_lower(char32_t c) {
+  return category(c) == UTF8PROC_CATEGORY_LL || c == 0xAA || c == 0xBA;
+}
+bool is_cased(char32_t c) {
+  return is_upper(c) || is_lower(c) || category(c) == UTF8PROC_CATEGORY_LT;
+}
+char32_t to_upper(char32_t c) {
+  return static_cast<char32_t>(utf8proc_toupper(static_cast<utf8proc_int32_t>(c)));
+}
+char32_t to_lower(char32_t c) {
+  return static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c)));
+}
 
 Trimmed trim(std::string_view text, bool left, bool right, const std::string_view* chars) {
   const auto drops = [chars](std::string_view whole, size_t offset, size_t length, char32_t c) {

@@ -30,12 +30,14 @@ bool split_at_spaces(Runtime& rt, const Value& text, Int max_splits, bool from_r
     }
     i += n;
   }
-  const size_t limit = max_splits < 0 ? words.size() : static_cast<size_t>(std::min(max_splits, static_cast<Int>(words.size())));
+  const size_t limit =
+      max_splits < 0 ? words.size() : static_cast<size_t>(std::min(max_splits, static_cast<Int>(words.size())));
   if (words.size() > limit + 1 || (words.size() == limit + 1 && max_splits >= 0)) {
     // The piece that is not split keeps its inner white space, and none at the outer end.
     if (from_right) {
       words.erase(words.begin() + 1, words.end() - static_cast<std::ptrdiff_t>(limit));
-      const Trimmed rest = trim(std::string_view(bytes).substr(0, limit > 0 ? words[1].first : bytes.size()), false, true);
+      const Trimmed rest =
+          trim(std::string_view(bytes).substr(0, limit > 0 ? words[1].first : bytes.size()), false, true);
       words[0] = {0, rest.end};
     } else {
       const size_t begin = words[limit].first;
@@ -233,9 +235,12 @@ bool parse_int(std::string_view text, int base, Int* out) {
       digit_before = false;
       continue;
     }
-    const int digit = c >= '0' && c <= '9' ? c - '0' : (c | 0x20) >= 'a' && (c | 0x20) <= 'z' ? (c | 0x20) - 'a' + 10 : 99;
+    const int digit = c >= '0' && c <= '9'                     ? c - '0'
+                      : (c | 0x20) >= 'a' && (c | 0x20) <= 'z' ? (c | 0x20) - 'a' + 10
+                                                               : 99;
     if (digit >= base) return false;
-    if (__builtin_mul_overflow(value, Int{base}, &value) || __builtin_add_overflow(value, Int{digit}, &value)) return false;
+    if (__builtin_mul_overflow(value, Int{base}, &value) || __builtin_add_overflow(value, Int{digit}, &value))
+      return false;
     digit_before = true;
   }
   if (!digit_before) return false;

@@ -31,7 +31,20 @@ struct MacroObject;
 using Builtin = bool (*)(Runtime& rt, const Value& self, const Args& args, Value* out);
 
 enum class Kind : uint8_t {
-  kUndefined, kNone, kBool, kInt, kFloat, kString, kList, kTuple, kDict, kNamespace, kLoop, kMethod, kFunction, kMacro,
+  kUndefined,
+  kNone,
+  kBool,
+  kInt,
+  kFloat,
+  kString,
+  kList,
+  kTuple,
+  kDict,
+  kNamespace,
+  kLoop,
+  kMethod,
+  kFunction,
+  kMacro,
 };
 
 struct Value {
@@ -40,8 +53,8 @@ struct Value {
     bool boolean;
     Int integer;
     double number;
-    ListObject* list;      // kList, kTuple
-    DictObject* dict;      // kDict, kNamespace
+    ListObject* list;  // kList, kTuple
+    DictObject* dict;  // kDict, kNamespace
     LoopObject* loop;
     MethodObject* method;
     Builtin function;
@@ -51,12 +64,40 @@ struct Value {
   std::shared_ptr<const Text> text;  // kString
 
   Value() : name() {}
-  static Value undefined(std::string_view what) { Value v; v.name = what; return v; }
-  static Value none() { Value v; v.kind = Kind::kNone; return v; }
-  static Value of(bool b) { Value v; v.kind = Kind::kBool; v.boolean = b; return v; }
-  static Value of(Int i) { Value v; v.kind = Kind::kInt; v.integer = i; return v; }
-  static Value of(double d) { Value v; v.kind = Kind::kFloat; v.number = d; return v; }
-  static Value of(Builtin f) { Value v; v.kind = Kind::kFunction; v.function = f; return v; }
+  static Value undefined(std::string_view what) {
+    Value v;
+    v.name = what;
+    return v;
+  }
+  static Value none() {
+    Value v;
+    v.kind = Kind::kNone;
+    return v;
+  }
+  static Value of(bool b) {
+    Value v;
+    v.kind = Kind::kBool;
+    v.boolean = b;
+    return v;
+  }
+  static Value of(Int i) {
+    Value v;
+    v.kind = Kind::kInt;
+    v.integer = i;
+    return v;
+  }
+  static Value of(double d) {
+    Value v;
+    v.kind = Kind::kFloat;
+    v.number = d;
+    return v;
+  }
+  static Value of(Builtin f) {
+    Value v;
+    v.kind = Kind::kFunction;
+    v.function = f;
+    return v;
+  }
   /// A string that is already within the limits: literals and names.
   static Value literal(std::string_view bytes) { return of(std::make_shared<const Text>(bytes)); }
   static Value of(std::shared_ptr<const Text> t) {
@@ -90,8 +131,8 @@ struct ListObject {
 };
 
 struct DictObject {
-  std::vector<std::pair<Value, Value>> entries;         // in order of insertion
-  std::unordered_map<std::string_view, size_t> index;   // of string keys, once there are many
+  std::vector<std::pair<Value, Value>> entries;        // in order of insertion
+  std::unordered_map<std::string_view, size_t> index;  // of string keys, once there are many
   const Json* pending = nullptr;
 };
 
