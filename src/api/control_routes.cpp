@@ -1,6 +1,6 @@
-// Health, server information, cache and abort: the routes of operators and load generators.
-#include <charconv>
+// Server information, cache and abort: the routes of operators and load generators.
 #include <chrono>
+#include <charconv>
 #include <thread>
 
 #include "body.h"
@@ -28,21 +28,6 @@ double query_timeout(std::string_view query, double fallback) {
 }
 
 }  // namespace
-
-Status handle_health(Call& call) {
-  const ApiContext& context = *call.context;
-  const bool draining = context.draining.load();
-  HttpResponse response;
-  if (!draining && context.engine.health().ok()) {
-    response.body = dump_json({{"status", "healthy"}, {"message", "Ok"}});
-  } else {
-    response.status = 503;
-    response.headers.emplace_back("Retry-After", "1");
-    response.body = dump_json({{"status", "unhealthy"}, {"message", draining ? "shutting down" : "Error"}});
-  }
-  call.exchange->respond(std::move(response));
-  return {};
-}
 
 Status handle_server_info(Call& call) {
   const ApiContext& context = *call.context;

@@ -104,6 +104,7 @@ Json error_body(const Status& status, ErrorShape shape) {
   const Json param = status.param().empty() ? Json(nullptr) : Json(status.param());
   switch (shape) {
     case ErrorShape::kOpenAi: {
+      if (fallback == nullptr && status.code() == Code::kInvalidArgument && !status.param().empty()) fallback = "invalid_value";
       Json code = !status.reason().empty() ? Json(status.reason()) : fallback ? Json(fallback) : Json(nullptr);
       return {{"error", {{"message", message}, {"type", error_type(http)}, {"param", param}, {"code", code}}}};
     }

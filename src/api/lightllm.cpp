@@ -109,6 +109,7 @@ Status start_lightllm(Call& call, const Json& body, bool stream) {
   const Json* inputs = reader.any("inputs");
   const Json* parameters = reader.object("parameters");
   reader.refuse({"multimodal_params"}, "the model reads text only");
+  reader.ignore({"stream"});  // said by the route, or read by handle_root
   DSV3_TRY(reader.finish(context.config.strict_fields));
   if (!inputs->is_string() && !(inputs->is_array() && !inputs->empty() && (*inputs)[0].is_number())) {
     return invalid_type("inputs", "a string or a list of token ids", *inputs);
@@ -145,6 +146,14 @@ Status start_lightllm(Call& call, const Json& body, bool stream) {
 Status handle_generate_stream(Call& call) {
   DSV3_ASSIGN(const Json body, parse_body(call.request));
   return start_lightllm(call, body, true);
+}
+
+Status handle_root(Call& call) {
+  DSV3_ASSIGN(const Json body, parse_body(call.request));
+  FieldReader reader(body);
+  const bool stream = reader.boolean("stream").value_or(false);
+  DSV3_TRY(reader.finish());
+  return start_lightllm(call, body, stream);
 }
 
 }  // namespace dsv3::api

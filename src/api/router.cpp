@@ -29,7 +29,15 @@ constexpr Route kRoutes[] = {
     {"/models/*", kGet, handle_model, ErrorShape::kOpenAi},
     {"/generate", kPost | kPut, handle_generate, ErrorShape::kSglang},
     {"/generate_stream", kPost, handle_generate_stream, ErrorShape::kLightllm},
+    {"/", kPost, handle_root, ErrorShape::kLightllm},
     {"/health", kGet, handle_health, ErrorShape::kOpenAi},
+    {"/healthz", kGet, handle_health, ErrorShape::kOpenAi},
+    {"/readyz", kGet, handle_health, ErrorShape::kOpenAi},
+    {"/readiness", kGet, handle_health, ErrorShape::kOpenAi},
+    {"/ping", kGet, handle_health, ErrorShape::kOpenAi},
+    {"/livez", kGet, handle_alive, ErrorShape::kOpenAi},
+    {"/liveness", kGet, handle_alive, ErrorShape::kOpenAi},
+    {"/health_generate", kGet, handle_health_generate, ErrorShape::kOpenAi},
     {"/get_model_info", kGet, handle_model_info, ErrorShape::kSglang},
     {"/model_info", kGet, handle_model_info, ErrorShape::kSglang},
     {"/get_server_info", kGet, handle_server_info, ErrorShape::kSglang},
@@ -38,6 +46,7 @@ constexpr Route kRoutes[] = {
     {"/tokenize", kPost, handle_tokenize, ErrorShape::kOpenAi},
     {"/detokenize", kPost, handle_detokenize, ErrorShape::kOpenAi},
     {"/flush_cache", kGet | kPost, handle_flush_cache, ErrorShape::kSglang},
+    {"/reset_prefix_cache", kPost, handle_flush_cache, ErrorShape::kOpenAi},
     {"/abort_request", kPost, handle_abort_request, ErrorShape::kSglang},
 };
 

@@ -3,12 +3,15 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "http_message.h"
 
 namespace dsv3 {
 namespace {
 
 constexpr size_t kJoinedBodyBytes = 64 << 10;  // larger bodies are not copied behind their head
+constexpr int64_t kWaitingEvents = 4;          // so many may wait for a reader however large they are
 
 }  // namespace
 
@@ -127,10 +130,14 @@ void Answer::send(const std::string& bytes) {
   std::string framed = frame_chunk(bytes);
   std::unique_lock lock(mutex_);
   if (state_ != State::kStreaming) return;
-  push(chunked_ ? std::move(framed) : bytes);
-  if (unsent_bytes_ > options_.max_buffered_bytes) {
+  // Measured before this event and against the largest one: a reader that keeps up may get events above the limit.
+  largest_event_bytes_ = std::max(largest_event_bytes_, static_cast<int64_t>(bytes.size()));
+  const int64_t allowed_bytes = std::max(options_.max_buffered_bytes, kWaitingEvents * largest_event_bytes_);
+  if (unsent_bytes_ > allowed_bytes) {
     state_ = State::kOverflown;
     writes_.clear();
+  } else {
+    push(chunked_ ? std::move(framed) : bytes);
   }
   post(lock);
 }

@@ -49,7 +49,7 @@ struct AnswerOptions {
   bool head_only = false;  ///< HEAD: the headers of GET without the body
   bool cors = false;
   std::string request_id;
-  int64_t max_buffered_bytes = 1 << 20;  ///< of a stream; a client that is further behind is given up
+  int64_t max_buffered_bytes = 1 << 20;  ///< of a stream; a client further behind, and by more than a few events, is given up
 };
 
 class Answer {
@@ -96,6 +96,7 @@ class Answer {
   State state_ = State::kOpen;
   std::vector<std::string> writes_;  // each one write() on the socket
   int64_t unsent_bytes_ = 0;         // in writes_ and in the loop's hands
+  int64_t largest_event_bytes_ = 0;
   std::function<void()> on_disconnect_;
   int status_ = 0;
   bool status_reported_ = false;

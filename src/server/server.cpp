@@ -1,6 +1,8 @@
 // Server: the policy around the loop. Who may ask (keys), on which threads requests are handled, /metrics and CORS.
 #include "dsv3/server/server.h"
 
+#include <malloc.h>
+
 #include <exception>
 #include <new>
 
@@ -10,6 +12,9 @@
 
 namespace dsv3 {
 namespace {
+
+// Parsing such a body takes up to some thirty times its size, which the allocator would keep for the thread that did it.
+constexpr int64_t kLargeBodyBytes = 1 << 20;
 
 HttpResponse method_not_allowed(const char* allowed) {
   HttpResponse response;
@@ -75,6 +80,7 @@ class ServerImpl final : public Server, private HttpHandler {
     auto moved = std::make_shared<HttpRequest>(std::move(request));
     pool.post([this, moved, exchange = std::move(exchange), charged_bytes]() mutable {
       handle(std::move(*moved), std::move(exchange));
+      if (charged_bytes >= kLargeBodyBytes) malloc_trim(0);
       loop_release(charged_bytes);
     });
   }

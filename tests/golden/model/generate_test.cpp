@@ -32,7 +32,7 @@ class Collector final : public GenerationSink {
   }
   void wait() {
     std::unique_lock lock(mutex_);
-    ASSERT_TRUE(done_.wait_for(lock, std::chrono::seconds(30), [this] { return open_ == 0; })) << "no answer";
+    ASSERT_TRUE(done_.wait_for(lock, std::chrono::minutes(5), [this] { return open_ == 0; })) << "no answer";
   }
 
   std::vector<std::vector<int32_t>> tokens;

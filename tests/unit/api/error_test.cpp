@@ -1,5 +1,6 @@
 // One request for each row of the error table (api.md 3.2), and the error shapes of native routes.
 #include "errors.h"
+
 #include "fakes.h"
 
 namespace dsv3::test {
@@ -24,12 +25,10 @@ TEST(Errors, TableOfOpenAiRoutes) {
       {"/v1/chat/completions", "{}", 400, "missing_required_parameter", "messages"},
       {"/v1/completions", "{}", 400, "missing_required_parameter", "prompt"},
       {"/v1/chat/completions", R"({"messages":"x"})", 400, "invalid_type", "messages"},
-      {"/v1/chat/completions", R"({"messages":[{"role":"user","content":5}]})", 400, "invalid_type",
-       "messages[0].content"},
+      {"/v1/chat/completions", R"({"messages":[{"role":"user","content":5}]})", 400, "invalid_type", "messages[0].content"},
       {"/v1/chat/completions", R"({"messages":[{"role":"user","content":"x"}],"temperature":3})", 400, "invalid_value",
        "temperature"},
-      {"/v1/chat/completions", R"({"messages":[{"role":"zzz","content":"x"}]})", 400, "invalid_value",
-       "messages[0].role"},
+      {"/v1/chat/completions", R"({"messages":[{"role":"zzz","content":"x"}]})", 400, "invalid_value", "messages[0].role"},
       {"/v1/chat/completions", R"({"messages":[]})", 400, "invalid_value", "messages"},
       {"/v1/completions", R"({"prompt":[]})", 400, "invalid_value", "prompt"},
       {"/v1/completions", R"({"prompt":[[]]})", 400, "invalid_value", "prompt[0]"},
@@ -42,9 +41,8 @@ TEST(Errors, TableOfOpenAiRoutes) {
        "unsupported_parameter", "modalities"},
       {"/v1/chat/completions", R"({"messages":[{"role":"user","content":"x"}],"audio":{"voice":"v"}})", 400,
        "unsupported_parameter", "audio"},
-      {"/v1/chat/completions",
-       R"({"messages":[{"role":"user","content":"x"}],"response_format":{"type":"json_object"}})", 400,
-       "unsupported_parameter", "response_format"},
+      {"/v1/chat/completions", R"({"messages":[{"role":"user","content":"x"}],"response_format":{"type":"json_object"}})",
+       400, "unsupported_parameter", "response_format"},
       {"/v1/chat/completions", R"({"messages":[{"role":"user","content":"x"}],"response_format":{"type":"odd"}})", 400,
        "invalid_value", "response_format.type"},
       {"/v1/chat/completions", R"({"messages":[{"role":"user","content":"x"}],"response_format":{}})", 400,
@@ -53,9 +51,9 @@ TEST(Errors, TableOfOpenAiRoutes) {
        "unsupported_parameter", "regex"},
       {"/v1/chat/completions", R"({"messages":[{"role":"user","content":"x"}],"top_logprobs":2})", 400, "invalid_value",
        "top_logprobs"},
-      {"/v1/chat/completions", R"({"messages":[{"role":"user","content":"raise"}]})", 400, "", "messages"},
-      {"/v1/chat/completions", R"({"messages":[{"role":"user","content":"x"}],"model":"other"})", 404,
-       "model_not_found", "model"},
+      {"/v1/chat/completions", R"({"messages":[{"role":"user","content":"raise"}]})", 400, "invalid_value", "messages"},
+      {"/v1/chat/completions", R"({"messages":[{"role":"user","content":"x"}],"model":"other"})", 404, "model_not_found",
+       "model"},
       {"/nothing", "{}", 404, "", ""},
       {"/v1", "{}", 404, "", ""},
   };
@@ -74,11 +72,9 @@ TEST(Errors, TableOfOpenAiRoutes) {
 
 TEST(Errors, WrongMethodNamesTheRightOnes) {
   Harness h;
-  const std::tuple<const char*, const char*, const char*> cases[] = {{"GET", "/v1/chat/completions", "POST"},
-                                                                     {"POST", "/v1/models", "GET, HEAD"},
-                                                                     {"DELETE", "/generate", "POST, PUT"},
-                                                                     {"PUT", "/flush_cache", "GET, HEAD, POST"},
-                                                                     {"BREW", "/health", "GET, HEAD"}};
+  const std::tuple<const char*, const char*, const char*> cases[] = {
+      {"GET", "/v1/chat/completions", "POST"}, {"POST", "/v1/models", "GET, HEAD"}, {"DELETE", "/generate", "POST, PUT"},
+      {"PUT", "/flush_cache", "GET, HEAD, POST"}, {"BREW", "/health", "GET, HEAD"}};
   for (const auto& [method, path, allow] : cases) {
     const auto exchange = h.start(method, path, "{}");
     ASSERT_TRUE(exchange->wait());
@@ -96,8 +92,7 @@ TEST(Errors, ContentTypeMustBeJsonOrAbsent) {
     ASSERT_TRUE(exchange->wait());
     EXPECT_EQ(exchange->response.status, 200) << type;
   }
-  for (const char* type :
-       {"text/plain", "application/jsonx", "multipart/form-data", "application/x-www-form-urlencoded"}) {
+  for (const char* type : {"text/plain", "application/jsonx", "multipart/form-data", "application/x-www-form-urlencoded"}) {
     const auto exchange = h.start("POST", "/v1/chat/completions", body, type);
     ASSERT_TRUE(exchange->wait());
     EXPECT_EQ(exchange->response.status, 400) << type;
@@ -162,13 +157,8 @@ TEST(Errors, HostileJsonIsRefusedQuickly) {
   std::string many = "{\"a0\":1";
   for (int i = 1; i < 200'000; ++i) many.append(",\"a").append(std::to_string(i)).append("\":1");
   many += "}";
-  const std::string bodies[] = {std::string(10 << 20, '['),
-                                many,
-                                std::string("{\"messages\":").append(1 << 20, '9').append("}"),
-                                "{\"n\":NaN}",
-                                "{\"n\":1e999}",
-                                R"({"messages":"\ud800"})",
-                                "{\"m\":\"\xff\"}"};
+  const std::string bodies[] = {std::string(10 << 20, '['), many, std::string("{\"messages\":").append(1 << 20, '9').append("}"),
+                                "{\"n\":NaN}", "{\"n\":1e999}", R"({"messages":"\ud800"})", "{\"m\":\"\xff\"}"};
   for (const auto& body : bodies) {
     const auto exchange = h.start("POST", "/v1/chat/completions", body);
     ASSERT_TRUE(exchange->wait());
@@ -181,8 +171,8 @@ TEST(Errors, EveryCodeHasAStatusAndABody) {
     const Status status(static_cast<Code>(code), "message");
     if (status.ok()) continue;
     EXPECT_GE(api::http_status(status.code()), 400);
-    for (const auto shape :
-         {api::ErrorShape::kOpenAi, api::ErrorShape::kSglang, api::ErrorShape::kLightllm, api::ErrorShape::kLmdeploy}) {
+    for (const auto shape : {api::ErrorShape::kOpenAi, api::ErrorShape::kSglang, api::ErrorShape::kLightllm,
+                             api::ErrorShape::kLmdeploy}) {
       const auto response = api::error_response(status, shape);
       EXPECT_TRUE(Json::parse(response.body).is_object());
     }

@@ -41,6 +41,18 @@ TEST(Info, HealthMeansARequestWouldBeServed) {
   EXPECT_EQ(h.get("/v1/models")->response.status, 200);
 }
 
+TEST(Info, ProbesOfThePeers) {
+  Harness h;
+  for (const char* path : {"/healthz", "/readyz", "/readiness", "/ping", "/livez", "/liveness"}) {
+    EXPECT_EQ(h.get(path)->response.status, 200) << path;
+  }
+  h.service->set_draining();
+  for (const char* path : {"/healthz", "/readyz", "/readiness", "/ping", "/health_generate"}) {
+    EXPECT_EQ(h.get(path)->response.status, 503) << path;
+  }
+  for (const char* path : {"/livez", "/liveness"}) EXPECT_EQ(h.get(path)->response.status, 200) << path;
+}
+
 TEST(Info, ServerInfo) {
   Harness h;
   h.engine.stats_.drafts = 10;

@@ -186,6 +186,23 @@ TEST_F(ServerStream, TooManyUnsentBytesCancelTheClient) {
   EXPECT_TRUE(server->wait_idle(1'000'000));
 }
 
+TEST_F(ServerStream, OneEventMayBeLargerThanTheLimit) {
+  config.max_buffered_bytes = 64 << 10;
+  start();
+  RawClient one = client(4096);
+  auto held = hold(one);
+  std::atomic<bool> cancelled{false};
+  held.exchange->on_disconnect([&] { cancelled = true; });
+  held.exchange->begin_stream("text/event-stream");
+  const std::string event(4 << 20, 'e');
+  held.exchange->send(event);
+  held.exchange->send("last");
+  held.exchange->end();
+  const RawResponse answer = one.response();
+  EXPECT_EQ(answer.body, event + "last");
+  EXPECT_FALSE(cancelled);
+}
+
 TEST_F(ServerStream, AReaderThatStallsIsCancelled) {
   config.send_stall_timeout_us = 200'000;
   config.max_buffered_bytes = 64 << 20;
