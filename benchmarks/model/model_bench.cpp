@@ -1,13 +1,19 @@
 // Prefill and decode tokens/s of the shipped model on this machine's CPU, beside what memory bandwidth and sgemm rate
 // allow. Drives the Executor directly: no scheduler, no HTTP.
 //
-//   model_bench [threads] [tp]
+//   model_bench [threads] [tp] [results.jsonl commit]
+//
+// With a results file each row is appended to it as one JSON line.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
 #include <thread>
 
-#include "dsv3/base/clock.h"
+#include "dsv3/base/json.h"
 #include "dsv3/model/model_executor.h"
 #include "machine.h"
 
@@ -95,6 +101,21 @@ class Driver {
   uint64_t step_ = 0;
 };
 
+std::string processor_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  }
+  return "unknown";
+}
+
+std::string today() {
+  const std::time_t now = std::time(nullptr);
+  char text[16];
+  std::strftime(text, sizeof text, "%Y-%m-%d", std::gmtime(&now));
+  return text;
+}
+
 int64_t median(std::vector<int64_t> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
@@ -130,6 +151,13 @@ int bench_main(int argc, char** argv) {
     const double limit_us = std::max(bytes / bandwidth, 2 * work.macs_per_token * rows / flops) * 1e6;
     std::printf("%-8s %6d %8d %10lld %12.0f %12.0f %8.0f%%\n", phase, batch, tokens, static_cast<long long>(us),
                 rows * 1e6 / static_cast<double>(us), rows * 1e6 / limit_us, 100 * limit_us / static_cast<double>(us));
+    if (argc <= 4) return;
+    Json line{{"cpu", processor_name()}, {"date", today()}, {"commit", argv[4]}, {"bench", "model"}};
+    line.update({{"threads", threads}, {"tp", tp}, {"phase", phase}, {"batch", batch}, {"tokens", tokens},
+                 {"step_us", us}, {"tokens_per_s", rows * 1e6 / static_cast<double>(us)},
+                 {"limit_tokens_per_s", rows * 1e6 / limit_us}, {"read_gbps", bandwidth * 1e-9},
+                 {"sgemm_gflops", flops * 1e-9}});
+    std::ofstream(argv[3], std::ios::app) << dump_json(line) << "\n";
   };
   for (int32_t batch : {1, 8, 32}) {
     for (int32_t tokens : {128, 512}) {
