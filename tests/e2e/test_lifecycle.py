@@ -4,6 +4,7 @@ import concurrent.futures
 import http.client
 import json
 import random
+import select
 import signal
 import threading
 import time
@@ -138,8 +139,8 @@ def leave(server, draw, body):
     connection = Raw(server.port)
     connection.request("POST", "/v1/completions", body)
     deadline = time.monotonic() + draw.choice((0, 0.001, 0.01, draw.random() * 0.2))
-    while time.monotonic() < deadline:
-        if connection.readable(max(0, deadline - time.monotonic())):
+    while (left := deadline - time.monotonic()) > 0:
+        if select.select([connection.socket], [], [], left)[0]:
             connection.fill()
     connection.reset() if draw.random() < 0.5 else connection.close()
 
