@@ -21,10 +21,13 @@ namespace dsv3::bench {
 namespace {
 
 constexpr int32_t kContext = 256, kBlockTokens = 64;
+constexpr int32_t kDecodePrompt = 64, kDecodeSteps = 100;
 
-/// Multiply-adds per token of everything but attention, and weights read per step (float32 in memory).
+/// Multiply-adds per token, and weights read per step (float32 in memory).
 struct Work {
-  double macs_per_token = 0;
+  double macs_per_token = 0;     ///< of everything but attention over the context
+  double expanded_per_pair = 0;  ///< attention of one token to one other, all layers: prefill
+  double absorbed_per_pair = 0;  ///< the same: decode
   double step_weights = 0;  ///< numbers read once per step whatever the batch, routed experts excluded
   double expert_weights = 0;
 };
@@ -48,6 +51,9 @@ Work work_of(const ModelConfig& c) {
       work.step_weights += 3 * h * static_cast<double>(c.intermediate_size);
     }
   }
+  const double layers = static_cast<double>(c.num_hidden_layers);
+  work.expanded_per_pair = layers * heads * static_cast<double>(c.qk_head_dim() + c.v_head_dim);
+  work.absorbed_per_pair = layers * heads * static_cast<double>(c.cache_row() + c.kv_lora_rank);
   work.step_weights += h * static_cast<double>(c.vocab_size);
   work.macs_per_token += work.step_weights;
   return work;
@@ -142,13 +148,16 @@ int bench_main(int argc, char** argv) {
   std::printf("%-8s %6s %8s %10s %12s %12s %9s\n", "phase", "batch", "tokens", "step us", "tokens/s", "limit", "of limit");
   const auto report = [&](const char* phase, int32_t batch, int32_t tokens, int64_t us) {
     const double rows = static_cast<double>(batch) * tokens;
+    const bool decode = tokens == 1;
+    const double macs_per_token = work.macs_per_token + (decode ? (kDecodePrompt + kDecodeSteps / 2) * work.absorbed_per_pair
+                                                                : 0.5 * tokens * work.expanded_per_pair);
     const double experts = static_cast<double>(config->n_routed_experts);
     const double chosen = static_cast<double>(config->num_experts_per_tok) / experts;
     double hit = 1;
     for (int i = 0; i < static_cast<int>(rows) && hit > 1e-6; ++i) hit *= 1 - chosen;
     const double moe_layers = static_cast<double>(config->num_hidden_layers - config->first_k_dense_replace);
     const double bytes = 4 * (work.step_weights + moe_layers * experts * (1 - hit) * work.expert_weights);
-    const double limit_us = std::max(bytes / bandwidth, 2 * work.macs_per_token * rows / flops) * 1e6;
+    const double limit_us = std::max(bytes / bandwidth, 2 * macs_per_token * rows / flops) * 1e6;
     std::printf("%-8s %6d %8d %10lld %12.0f %12.0f %8.0f%%\n", phase, batch, tokens, static_cast<long long>(us),
                 rows * 1e6 / static_cast<double>(us), rows * 1e6 / limit_us, 100 * limit_us / static_cast<double>(us));
     if (argc <= 4) return;
@@ -171,9 +180,9 @@ int bench_main(int argc, char** argv) {
     }
   }
   for (int32_t batch : {1, 8, 32}) {
-    driver.prefill(batch, 64);
+    driver.prefill(batch, kDecodePrompt);
     std::vector<int64_t> times;
-    for (int i = 0; i < 100; ++i) times.push_back(driver.decode(batch));
+    for (int i = 0; i < kDecodeSteps; ++i) times.push_back(driver.decode(batch));
     driver.end(batch);
     report("decode", batch, 1, median(times));
   }
