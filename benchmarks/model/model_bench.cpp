@@ -1,13 +1,19 @@
 // Prefill and decode tokens/s of the shipped model on this machine's CPU, beside what memory bandwidth and sgemm rate
 // allow. Drives the Executor directly: no scheduler, no HTTP.
 //
-//   model_bench [threads] [tp]
+//   model_bench [threads] [tp] [results.jsonl commit]
+//
+// With a results file each row is appended to it as one JSON line.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
 #include <thread>
 
-#include "dsv3/base/clock.h"
+#include "dsv3/base/json.h"
 #include "dsv3/model/model_executor.h"
 #include "machine.h"
 
@@ -15,10 +21,13 @@ namespace dsv3::bench {
 namespace {
 
 constexpr int32_t kContext = 256, kBlockTokens = 64;
+constexpr int32_t kDecodePrompt = 64, kDecodeSteps = 100;
 
-/// Multiply-adds per token of everything but attention, and weights read per step (float32 in memory).
+/// Multiply-adds per token, and weights read per step (float32 in memory).
 struct Work {
-  double macs_per_token = 0;
+  double macs_per_token = 0;     ///< of everything but attention over the context
+  double expanded_per_pair = 0;  ///< attention of one token to one other, all layers: prefill
+  double absorbed_per_pair = 0;  ///< the same: decode
   double step_weights = 0;  ///< numbers read once per step whatever the batch, routed experts excluded
   double expert_weights = 0;
 };
@@ -42,6 +51,9 @@ Work work_of(const ModelConfig& c) {
       work.step_weights += 3 * h * static_cast<double>(c.intermediate_size);
     }
   }
+  const double layers = static_cast<double>(c.num_hidden_layers);
+  work.expanded_per_pair = layers * heads * static_cast<double>(c.qk_head_dim() + c.v_head_dim);
+  work.absorbed_per_pair = layers * heads * static_cast<double>(c.cache_row() + c.kv_lora_rank);
   work.step_weights += h * static_cast<double>(c.vocab_size);
   work.macs_per_token += work.step_weights;
   return work;
@@ -95,6 +107,21 @@ class Driver {
   uint64_t step_ = 0;
 };
 
+std::string processor_name() {
+  std::ifstream info("/proc/cpuinfo");
+  for (std::string line; std::getline(info, line);) {
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  }
+  return "unknown";
+}
+
+std::string today() {
+  const std::time_t now = std::time(nullptr);
+  char text[16];
+  std::strftime(text, sizeof text, "%Y-%m-%d", std::gmtime(&now));
+  return text;
+}
+
 int64_t median(std::vector<int64_t> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
@@ -121,15 +148,25 @@ int bench_main(int argc, char** argv) {
   std::printf("%-8s %6s %8s %10s %12s %12s %9s\n", "phase", "batch", "tokens", "step us", "tokens/s", "limit", "of limit");
   const auto report = [&](const char* phase, int32_t batch, int32_t tokens, int64_t us) {
     const double rows = static_cast<double>(batch) * tokens;
+    const bool decode = tokens == 1;
+    const double macs_per_token = work.macs_per_token + (decode ? (kDecodePrompt + kDecodeSteps / 2) * work.absorbed_per_pair
+                                                                : 0.5 * tokens * work.expanded_per_pair);
     const double experts = static_cast<double>(config->n_routed_experts);
     const double chosen = static_cast<double>(config->num_experts_per_tok) / experts;
     double hit = 1;
     for (int i = 0; i < static_cast<int>(rows) && hit > 1e-6; ++i) hit *= 1 - chosen;
     const double moe_layers = static_cast<double>(config->num_hidden_layers - config->first_k_dense_replace);
     const double bytes = 4 * (work.step_weights + moe_layers * experts * (1 - hit) * work.expert_weights);
-    const double limit_us = std::max(bytes / bandwidth, 2 * work.macs_per_token * rows / flops) * 1e6;
+    const double limit_us = std::max(bytes / bandwidth, 2 * macs_per_token * rows / flops) * 1e6;
     std::printf("%-8s %6d %8d %10lld %12.0f %12.0f %8.0f%%\n", phase, batch, tokens, static_cast<long long>(us),
                 rows * 1e6 / static_cast<double>(us), rows * 1e6 / limit_us, 100 * limit_us / static_cast<double>(us));
+    if (argc <= 4) return;
+    Json line{{"cpu", processor_name()}, {"date", today()}, {"commit", argv[4]}, {"bench", "model"}};
+    line.update({{"threads", threads}, {"tp", tp}, {"phase", phase}, {"batch", batch}, {"tokens", tokens},
+                 {"step_us", us}, {"tokens_per_s", rows * 1e6 / static_cast<double>(us)},
+                 {"limit_tokens_per_s", rows * 1e6 / limit_us}, {"read_gbps", bandwidth * 1e-9},
+                 {"sgemm_gflops", flops * 1e-9}});
+    std::ofstream(argv[3], std::ios::app) << dump_json(line) << "\n";
   };
   for (int32_t batch : {1, 8, 32}) {
     for (int32_t tokens : {128, 512}) {
@@ -143,9 +180,9 @@ int bench_main(int argc, char** argv) {
     }
   }
   for (int32_t batch : {1, 8, 32}) {
-    driver.prefill(batch, 64);
+    driver.prefill(batch, kDecodePrompt);
     std::vector<int64_t> times;
-    for (int i = 0; i < 100; ++i) times.push_back(driver.decode(batch));
+    for (int i = 0; i < kDecodeSteps; ++i) times.push_back(driver.decode(batch));
     driver.end(batch);
     report("decode", batch, 1, median(times));
   }
