@@ -205,7 +205,7 @@ def main():
     parser.add_argument("--output", type=int, default=64, help="generated tokens")
     parser.add_argument("--max-token-id", type=int, default=4000, help="prompts are of ids from 100 to this one")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--results", default=str(ROOT / "benchmarks/results/serving.jsonl"), help="JSON lines are appended here; - for none")
+    parser.add_argument("--results", default=str(ROOT / "benchmarks/results/cpu.jsonl"), help="JSON lines are appended here; - for none")
     args = parser.parse_args()
 
     process = None
@@ -231,6 +231,7 @@ def main():
                   + (f"  {row['failed']} FAILED" if row["failed"] else ""), flush=True)
             line = {**about, "load": {"concurrency": clients, "rate": rate, "input_tokens": args.input, "output_tokens": args.output, "seed": args.seed}, **row}
             if args.results != "-":
+                pathlib.Path(args.results).parent.mkdir(parents=True, exist_ok=True)
                 with open(args.results, "a") as results:
                     results.write(json.dumps(line) + "\n")
     finally:
