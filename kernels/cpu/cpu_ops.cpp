@@ -114,7 +114,6 @@ class CpuOps final : public Ops {
     }
   }
   void slot_end(int32_t slot) override { slots_.end(slot); }
-  int32_t slot_prompt_tokens(int32_t slot) const override { return slots_.at(slot).prompt_tokens; }
 
   void prepare_batch(Batch& batch) override {
     slots_.prepare_batch(batch);

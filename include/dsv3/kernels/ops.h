@@ -144,7 +144,6 @@ class Ops {
                           int32_t prompt_tokens, int32_t cached_tokens) = 0;
   virtual void slot_grant(int32_t slot, std::span<const int32_t> blocks) = 0;
   virtual void slot_end(int32_t slot) = 0;
-  virtual int32_t slot_prompt_tokens(int32_t slot) const = 0;
 
   /// Lays the segments' rows out and fills in tokens and positions from the slots.
   virtual void prepare_batch(Batch& batch) = 0;
