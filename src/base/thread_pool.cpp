@@ -37,11 +37,6 @@ void TaskPool::post(std::function<void()> task) {
   wake_.notify_one();
 }
 
-size_t TaskPool::queued() const {
-  std::lock_guard lock(mutex_);
-  return tasks_.size();
-}
-
 void TaskPool::work() {
   while (true) {
     std::function<void()> task;

@@ -26,12 +26,11 @@ class TaskPool {
   TaskPool& operator=(const TaskPool&) = delete;
 
   void post(std::function<void()> task);
-  size_t queued() const;
 
  private:
   void work();
 
-  mutable std::mutex mutex_;
+  std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<std::function<void()>> tasks_;  // guarded by mutex_
   bool stopping_ = false;                    // guarded by mutex_
