@@ -1,0 +1,65 @@
+#include "tensor_map.h"
+
+#include <cuda_runtime_api.h>
+
+#include <string>
+
+#include "cuda_status.h"
+#include "launch.cuh"
+
+namespace dsv3::cuda {
+namespace {
+
+using Encode = decltype(&cuTensorMapEncodeTiled);
+
+/// The driver's function, looked up at run time: the program starts on machines without a driver, too.
+Encode encoder() {
+  static const Encode found = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult result{};
+    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &result) != cudaSuccess) return Encode{};
+    return result == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(function) : Encode{};
+  }();
+  return found;
+}
+
+CUtensorMapSwizzle swizzle_code(TmaSwizzle swizzle) {
+  switch (swizzle) {
+    case TmaSwizzle::kNone: return CU_TENSOR_MAP_SWIZZLE_NONE;
+    case TmaSwizzle::k32: return CU_TENSOR_MAP_SWIZZLE_32B;
+    case TmaSwizzle::k64: return CU_TENSOR_MAP_SWIZZLE_64B;
+    case TmaSwizzle::k128: return CU_TENSOR_MAP_SWIZZLE_128B;
+  }
+  return CU_TENSOR_MAP_SWIZZLE_NONE;
+}
+
+}  // namespace
+
+Status make_tensor_map(const TensorMap2d& shape, CUtensorMap* map) {
+  const Encode encode = encoder();
+  if (encode == nullptr) return {Code::kDeviceLost, "the CUDA driver has no cuTensorMapEncodeTiled"};
+  const cuuint64_t sizes[2] = {shape.cols, shape.rows};
+  const cuuint64_t strides[1] = {shape.row_bytes};
+  const cuuint32_t box[2] = {shape.box_cols, shape.box_rows};
+  const cuuint32_t steps[2] = {1, 1};
+  const CUresult result =
+      encode(map, shape.type, 2, const_cast<void*>(shape.data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             swizzle_code(shape.swizzle), shape.promote_l2 ? CU_TENSOR_MAP_L2_PROMOTION_L2_256B : CU_TENSOR_MAP_L2_PROMOTION_NONE,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result == CUDA_SUCCESS) return {};
+  return {Code::kInternal, "tensor map of " + std::to_string(shape.rows) + " x " + std::to_string(shape.cols) + ", box " +
+                               std::to_string(shape.box_rows) + " x " + std::to_string(shape.box_cols) + ", row of " +
+                               std::to_string(shape.row_bytes) + " bytes: driver error " + std::to_string(static_cast<int>(result))};
+}
+
+int sm_count() {
+  static const int count = [] {
+    int device = 0, value = 0;
+    if (cudaGetDevice(&device) != cudaSuccess) return 132;
+    if (cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) return 132;
+    return value;
+  }();
+  return count;
+}
+
+}  // namespace dsv3::cuda

@@ -1,0 +1,47 @@
+// Mixture of experts: the gate, the order of rows by expert, and the weighted sum (model.md 6).
+#pragma once
+
+#include "../common/types.h"
+#include "dsv3/base/status.h"
+#include "dsv3/kernels/ops.h"
+
+namespace dsv3::cuda {
+
+/// ids[r, top_k], weights[r, top_k] (packed) from router logits [rows, experts] (packed, float32). bias [experts] or null. Rules and ties as
+/// the CPU's route_row(): float32, groups, lowest index first. Any number of experts <= 1024, groups <= 64, top_k <= 32.
+Status route(int64_t rows, const GateShape& gate, const float* logits, const float* bias, int32_t* ids, float* weights, Stream stream);
+
+/// Where each (row, k) goes in the order by expert. Buffers are the caller's, for `capacity` permuted rows.
+struct ExpertOrder {
+  int32_t* position = nullptr;  ///< [rows * top_k] permuted row of (row, k)
+  int32_t* source = nullptr;    ///< [capacity] row of the batch that lies at a permuted row; -1: padding
+  ExpertTile* tiles = nullptr;  ///< [max_tiles]
+  int32_t* num_tiles = nullptr; ///< [1]
+  int64_t capacity = 0;         ///< >= expert_order_rows()
+  int32_t max_tiles = 0;        ///< >= expert_order_tiles()
+};
+/// Upper bounds for `rows` tokens: each expert's rows start on a multiple of kExpertRowAlign. The buffers of permuted rows
+/// have 128 rows more, which products may read.
+int64_t expert_order_rows(int64_t rows, int64_t top_k, int64_t experts);
+int64_t expert_order_tiles(int64_t rows, int64_t top_k, int64_t experts, int tile_rows);
+
+/// Sorts by expert, within an expert by (row, k): the same order every time. ids outside [0, experts) go nowhere
+/// (position -1). `scratch`: int32 [expert_order_scratch(experts)].
+int64_t expert_order_scratch(int64_t rows, int64_t top_k, int64_t experts);
+Status order_by_expert(int64_t rows, int64_t top_k, int64_t experts, const int32_t* ids, int tile_rows, const ExpertOrder& order,
+                       int32_t* scratch, Stream stream);
+
+/// out[p] = x[source[p]] (rows and scales) for every permuted row with a source. capacity of `order` rows are looked at.
+Status permute_rows(const Fp8Rows& x, const ExpertOrder& order, const Fp8Rows& out, Stream stream);
+Status permute_rows(const Bf16Matrix& x, const ExpertOrder& order, const Bf16Matrix& out, Stream stream);
+
+/// out[p] = silu(gate_up[p, :width]) * gate_up[p, width:] for every permuted row with a source; e4m3 with scales, or BF16.
+Status silu_mul_permuted(const Bf16Matrix& gate_up, const ExpertOrder& order, const Fp8Rows& out, bool ue8m0, Stream stream);
+Status silu_mul_permuted(const Bf16Matrix& gate_up, const ExpertOrder& order, const Bf16Matrix& out, Stream stream);
+
+/// out[r] (+)= sum over k, in order, of weights[r, k] * y[position[r, k]], in float32, rounded once. `accumulate`: add to what is
+/// there (the shared expert's output).
+Status combine_experts(int64_t rows, int64_t top_k, const Bf16Matrix& y, const ExpertOrder& order, const float* weights,
+                       bool accumulate, const Bf16Matrix& out, Stream stream);
+
+}  // namespace dsv3::cuda
