@@ -88,7 +88,7 @@ class CpuOps final : public Ops {
   }
 
   Result<ExpertsPtr> load_experts(std::span<const std::unique_ptr<MatrixReader>> gate_up,
-                                  std::span<const std::unique_ptr<MatrixReader>> down) override {
+                                  std::span<const std::unique_ptr<MatrixReader>> down, int64_t) override {
     auto experts = std::make_unique<CpuExperts>();
     for (size_t e = 0; e < gate_up.size(); ++e) {
       DSV3_ASSIGN(const auto gate_up_data, read_all(*gate_up[e]));
@@ -119,6 +119,7 @@ class CpuOps final : public Ops {
     slots_.prepare_batch(batch);
     rotation_ready_ = false;
   }
+  void run(Batch&, bool, const std::function<void()>& pass) override { pass(); }
   void prepare_draft(const Batch& main, const Batch* previous, Batch& draft) override {
     slots_.prepare_draft(main, previous, draft);
     rotation_ready_ = false;
@@ -147,7 +148,7 @@ class CpuOps final : public Ops {
     for_rows(rows, [&](int64_t r) {
       normalise(x.f32(r), gain.f32(), eps, out.f32(r), cols);
       if (quantised.data == nullptr) return;
-      std::memcpy(quantised.f32(r), out.f32(r), static_cast<size_t>(cols) * sizeof(float));
+      if (quantised.data != out.data) std::memcpy(quantised.f32(r), out.f32(r), static_cast<size_t>(cols) * sizeof(float));
       round_to_fp8(quantised.f32(r), cols, kQuantGroup, options_.ue8m0);
     });
   }
@@ -225,6 +226,9 @@ class CpuOps final : public Ops {
     }
   }
 
+  void gather_logit_rows(const Batch& batch, const Tensor& x, Tensor out) override { gather_rows(x, batch.logit_rows, out); }
+  void gather_source_rows(const Batch& batch, const Tensor& x, Tensor out) override { gather_rows(x, batch.source_rows, out); }
+
   void zero(int64_t rows, Tensor x) override {
     for (int64_t r = 0; r < rows; ++r) std::memset(x.f32(r), 0, static_cast<size_t>(x.cols) * sizeof(float));
   }
@@ -233,7 +237,13 @@ class CpuOps final : public Ops {
     for_rows(rows, [&](int64_t r) { simd().axpy(1.0f, b.f32(r), a.f32(r), a.cols); });
   }
 
-  std::vector<SegmentResult> sample(const Batch& batch, const Tensor& logits) override;
+  void sample(const Batch& batch, const Tensor& logits) override;
+  Result<std::vector<SegmentResult>> collect() override {
+    DSV3_CHECK(!sampled_.empty(), "collect() without a step");
+    auto results = std::move(sampled_.front());
+    sampled_.pop_front();
+    return results;
+  }
   std::vector<SampledToken> logprobs_of(int64_t rows, const Tensor& logits, std::span<const int32_t> ids,
                                         int32_t num_top) override {
     std::vector<SampledToken> result;
@@ -251,6 +261,11 @@ class CpuOps final : public Ops {
       const auto best = std::max_element(values.begin(), values.end());
       slots_.at(segment.slot).drafts.push_back(static_cast<int32_t>(best - values.begin()));
     }
+  }
+
+  Status read_back(int64_t rows, const Tensor& x, float* out) override {
+    for (int64_t r = 0; r < rows; ++r) std::memcpy(out + r * x.cols, x.f32(r), static_cast<size_t>(x.cols) * sizeof(float));
+    return {};
   }
 
  private:
@@ -306,12 +321,13 @@ class CpuOps final : public Ops {
   std::deque<AlignedFloats> buffers_;          // deque: tensors point into the vectors
   AlignedFloats attention_scratch_, experts_scratch_;
   std::vector<float> sample_scratch_;
+  std::deque<std::vector<SegmentResult>> sampled_;  // steps not collected yet
   std::vector<float> rotation_;  // [rows][rope] of the batch that was prepared last
   bool rotation_ready_ = false;
 };
 
-std::vector<SegmentResult> CpuOps::sample(const Batch& batch, const Tensor& logits) {
-  std::vector<SegmentResult> results;
+void CpuOps::sample(const Batch& batch, const Tensor& logits) {
+  std::vector<SegmentResult>& results = sampled_.emplace_back();
   int64_t row = 0;
   for (const auto& segment : batch.segments) {
     SegmentResult& result = results.emplace_back();
@@ -345,7 +361,6 @@ std::vector<SegmentResult> CpuOps::sample(const Batch& batch, const Tensor& logi
     }
     slot.computed = segment.decode ? segment.start + 1 + result.drafts_accepted : segment.start + segment.rows;
   }
-  return results;
 }
 
 }  // namespace

@@ -58,6 +58,7 @@ void SlotTable::prepare_batch(Batch& batch) const {
     }
     batch.rows += segment.rows;
   }
+  batch.num_logit_rows = static_cast<int64_t>(batch.logit_rows.size());
 }
 
 void SlotTable::prepare_draft(const Batch& main, const Batch* previous, Batch& draft) const {
@@ -93,6 +94,7 @@ void SlotTable::prepare_draft(const Batch& main, const Batch* previous, Batch& d
     if (segment.sample) draft.logit_rows.push_back(static_cast<int32_t>(draft.rows) - 1);
     draft.segments.push_back(segment);
   }
+  draft.num_logit_rows = static_cast<int64_t>(draft.logit_rows.size());
 }
 
 }  // namespace dsv3::cpu

@@ -211,8 +211,13 @@ Status EngineImpl::flush_cache() {
 }
 
 EngineStats EngineImpl::stats() const {
-  std::lock_guard lock(mutex_);
-  return stats_;
+  EngineStats stats;
+  {
+    std::lock_guard lock(mutex_);
+    stats = stats_;
+  }
+  stats.device = executor_->device_stats();
+  return stats;
 }
 
 Status EngineImpl::health() const {

@@ -36,10 +36,10 @@ void add_model_flags(FlagTable& t, ServerOptions& o) {
 
 void add_device_flags(FlagTable& t, ServerOptions& o, FlagValues& v) {
   t.group("Device and layout");
-  t.choice("device", "auto|cpu|cuda", "auto takes the best that this build has: cpu",
+  t.choice("device", "auto|cpu|cuda", "auto: cuda if the build has it and the machine a Hopper GPU, else cpu",
            Words<std::string>{{"auto", "auto"}, {"cpu", "cpu"}, {"cuda", "cuda"}}, &v.device);
   t.integer("cpu-threads", "N", "threads of the CPU backend; default: one per core", &o.cpu_threads, 1, 1024);
-  t.choice("fp8-mode", "exact|w8a8", "exact: FP8 weights times float32; w8a8: activations rounded to FP8 too, as on GPUs",
+  t.choice("fp8-mode", "exact|w8a8", "w8a8 (default on GPUs): FP8 weights times FP8 activations; exact (on CPUs): activations are not rounded",
            Words<bool>{{"exact", false}, {"w8a8", true}}, &o.fp8_w8a8);
   t.integer("tp,tp-size,tensor-parallel-size", "N", "ranks in all; divides the model's heads", &o.layout.tp, 1, 1024);
   t.integer("dp,dp-size,data-parallel-size", "N", "attention groups among the ranks (plan --device cuda)", &o.layout.dp, 1, 1024);
@@ -48,6 +48,30 @@ void add_device_flags(FlagTable& t, ServerOptions& o, FlagValues& v) {
   t.on("enable-dp-attention,enable-attention-dp", "said by --dp already", &v.dp_attention);
   t.integer("nnodes", "N", "machines (plan --device cuda)", &o.layout.nnodes, 1, 1024);
   t.integer("node-rank,data-parallel-start-rank", "N", "which of them this one is", &v.node_rank, 0, 1023);
+  t.on("deterministic,enable-deterministic-inference", "the same bits for a request alone or among others; CPUs always do so", &v.deterministic);
+  t.add("disable-cuda-graph,enforce-eager,eager-mode,disable-cudagraph", "", "GPUs: launch decode steps kernel by kernel", Arity::kSwitch,
+        [&o, &v](const std::string& flag, const Values& values) -> Status {
+          DSV3_ASSIGN(const bool off, parse_switch(flag, values.back()));
+          o.cuda_graphs = !off;
+          v.graph_flags.push_back(flag);
+          return {};
+        });
+  t.add("cuda-graph-bs,cudagraph-capture-sizes,cudagraph-capture-batch-sizes", "N...", "GPUs: decode batch sizes captured as CUDA graphs",
+        Arity::kMany, [&o, &v](const std::string& flag, const Values& values) -> Status {
+          for (const std::string& value : values) {
+            DSV3_ASSIGN(const int64_t batch, parse_integer(flag, value, 1, 65536));
+            o.cuda_graph_batches.push_back(static_cast<int32_t>(batch));
+          }
+          v.graph_flags.push_back(flag);
+          return {};
+        });
+  t.add("cuda-graph-max-bs,graph-max-batch-size", "N", "GPUs: the largest of them; default: --max-running-requests", Arity::kOne,
+        [&o, &v](const std::string& flag, const Values& values) -> Status {
+          DSV3_ASSIGN(const int64_t batch, parse_integer(flag, values.back(), 1, 65536));
+          o.cuda_graph_max_batch = static_cast<int32_t>(batch);
+          v.graph_flags.push_back(flag);
+          return {};
+        });
   t.number("gpu-memory-gib", "GIB", "plan --device cuda: usable memory of one GPU, 78 for H100, 139 for H200; default 78",
            &o.gpu_memory_gib, 1, 4096);
 }
@@ -84,7 +108,7 @@ void add_memory_flags(FlagTable& t, ServerOptions& o, FlagValues& v) {
             &o.engine.max_queued_requests, 1, 1'000'000);
   t.integer("max-queued-tokens", "N", "their prompt tokens together; default 4000000", &o.engine.max_queued_tokens, 1, int64_t{1} << 40);
   t.add("chunked-prefill-size,max-prefill-tokens,max-num-batched-tokens,max-prefill-token-num,batch-max-tokens,max-num-tokens", "N",
-        "prompt tokens of one step; -1: whole prompts; default 2048", Arity::kOne,
+        "prompt tokens of one step; -1: whole prompts; default 2048, on GPUs 8192", Arity::kOne,
         [&v](const std::string& flag, const Values& values) -> Status {
           if (values.back() == "-1") {
             v.chunked_prefill = -1;
@@ -203,10 +227,7 @@ void add_words_without_effect(FlagTable& t, ServerOptions& o) {
   auto* notes = &o.notes;
   t.group("Accepted, without effect (said once at start)");
   t.no_effect("trust-remote-code", Arity::kSwitch, "no code of the checkpoint is ever run", notes);
-  t.no_effect("dtype,data-type", Arity::kOne, "the CPU backend computes in float32", notes);
-  t.no_effect("disable-cuda-graph,enforce-eager,eager-mode,disable-cudagraph", Arity::kSwitch, "there are no CUDA graphs on CPUs", notes);
-  t.no_effect("cuda-graph-bs,cudagraph-capture-sizes,cudagraph-capture-batch-sizes", Arity::kMany, "there are no CUDA graphs on CPUs", notes);
-  t.no_effect("cuda-graph-max-bs,graph-max-batch-size", Arity::kOne, "there are no CUDA graphs on CPUs", notes);
+  t.no_effect("dtype,data-type", Arity::kOne, "activations are float32 on CPUs and BF16 on GPUs; weights stay as they are stored", notes);
   t.no_effect("attention-backend,backend", Arity::kOne, "there is one implementation of each device", notes);
   t.no_effect("enable-metrics", Arity::kSwitch, "/metrics is always there", notes);
   t.no_effect("disable-metrics", Arity::kSwitch, "/metrics stays: it costs nothing until it is read", notes);
@@ -216,7 +237,6 @@ void add_words_without_effect(FlagTable& t, ServerOptions& o) {
   t.no_effect("enable-cache-report,enable-prompt-tokens-details", Arity::kSwitch, "usage always tells cached tokens", notes);
   t.no_effect("disable-overlap-schedule", Arity::kSwitch, "--lookahead is the switch here", notes);
   t.no_effect("disable-log-requests,disable-log-stats", Arity::kSwitch, "prompts are logged only with --log-requests", notes);
-  t.no_effect("deterministic,enable-deterministic-inference", Arity::kSwitch, "the CPU backend always sums in the same order", notes);
   t.no_effect("skip-server-warmup", Arity::kSwitch, "nothing is compiled, so there is no warm-up", notes);
 }
 

@@ -19,6 +19,8 @@ struct CacheFraction {
 struct FlagValues {
   std::string device = "auto";
   bool expert_parallel = false, dp_attention = false;
+  std::vector<std::string> graph_flags;  ///< those about CUDA graphs that were given
+  bool deterministic = false;
   int32_t node_rank = 0;
   bool gpu_memory_given = false;
   std::vector<CacheFraction> fractions;

@@ -10,6 +10,7 @@
 #include <sstream>
 
 #include "dsv3/base/json.h"
+#include "dsv3/kernels/cuda/cuda_ops.h"
 #include "flag_table.h"
 #include "flags.h"
 
@@ -101,14 +102,36 @@ Status settle_speculation(const FlagValues& values, ServerOptions* o) {
   return {};
 }
 
+/// Takes the GPU where --device says so, or says auto and there is one that our kernels run on.
+Status find_gpu(const FlagValues& values, ServerOptions* o) {
+  const std::vector<CudaDevice> devices = cuda_devices();
+  const bool usable = !devices.empty() && devices[0].supported();
+  if (usable) {
+    o->backend = Backend::kCudaSm90;
+    for (const auto& [flag, value] : {std::pair<const char*, int32_t>{"--tp", o->layout.tp}, {"--ep", o->layout.ep}, {"--dp", o->layout.dp}, {"--nnodes", o->layout.nnodes}}) {
+      if (value == 1) continue;
+      return {Code::kUnsupported, fmt::format("{} {}: the CUDA backend of this version serves on one GPU; leave it out, or use --device cpu", flag, value), flag};
+    }
+    return {};
+  }
+  if (values.device != "cuda") return {};
+  const std::string why = !built_with_cuda() ? "this build has no CUDA backend"
+                          : devices.empty()  ? "this machine has no NVIDIA GPU, or no driver for one"
+                                             : fmt::format("GPU 0 is a {} (sm_{}{}), and the kernels of this version are for sm_90 (H100, H200)",
+                                                           devices[0].name, devices[0].major, devices[0].minor);
+  return {Code::kUnsupported, fmt::format("--device cuda: {}; use --device cpu", why), "--device"};
+}
+
 Status settle_layout(const FlagValues& values, ServerOptions* o) {
   const bool plan = o->command == Command::kPlan;
-  if (values.device == "cuda" && !plan) {
-    return {Code::kUnsupported, "--device cuda: this version has no CUDA backend; use --device cpu, or plan for GPUs with "
-                                "dsv3-serve plan --device cuda", "--device"};
-  }
-  o->backend = values.device == "cuda" ? Backend::kCudaSm90 : Backend::kCpu;
+  if (values.device != "cpu" && !plan) DSV3_TRY(find_gpu(values, o));
+  if (values.device == "cuda" && plan) o->backend = Backend::kCudaSm90;
   o->layout.backend = o->backend;
+  o->deterministic = values.deterministic;
+  if (o->backend == Backend::kCpu) {
+    for (const std::string& flag : values.graph_flags) o->notes.push_back(flag + ": there are no CUDA graphs on CPUs");
+    if (values.deterministic) o->notes.push_back("--deterministic: the CPU backend always sums in the same order");
+  }
   if (values.expert_parallel) {
     if (o->layout.ep > 1 && o->layout.ep != o->layout.tp) {
       return flag_error("--enable-expert-parallel", fmt::format("means --ep {}, but --ep is {}", o->layout.tp, o->layout.ep));
@@ -121,7 +144,10 @@ Status settle_layout(const FlagValues& values, ServerOptions* o) {
   if (values.node_rank >= o->layout.nnodes) {
     return flag_error("--node-rank", fmt::format("is {}, allowed 0 to {} (--nnodes {})", values.node_rank, o->layout.nnodes - 1, o->layout.nnodes));
   }
-  if (o->backend == Backend::kCudaSm90) return {};
+  if (o->backend == Backend::kCudaSm90) {
+    if (values.gpu_memory_given && !plan) return flag_error("--gpu-memory-gib", "goes with dsv3-serve plan; a server looks at its GPU");
+    return {};
+  }
   for (const auto& [flag, value] : {std::pair<const char*, int32_t>{"--ep", o->layout.ep}, {"--dp", o->layout.dp}, {"--nnodes", o->layout.nnodes}}) {
     if (value == 1) continue;
     return {Code::kUnsupported, fmt::format("{} {}: the CPU backend has one node, one attention group and experts sliced by --tp; "
@@ -174,6 +200,7 @@ Status settle_words(ServerOptions* o, const FlagValues& values) {
   } else if (values.chunked_prefill > 0) {
     o->engine.chunked_prefill_tokens = static_cast<int32_t>(values.chunked_prefill);
   }
+  o->chunk_given = values.chunked_prefill != 0;
   if (o->command != Command::kPlan && o->plan_as_json) return flag_error("--json", "goes with dsv3-serve plan");
   return {};
 }
@@ -237,6 +264,8 @@ Result<MemoryRequest> settle(ServerOptions& o, const ModelConfig& config, int64_
   }
   const bool cpu = o.backend == Backend::kCpu;
   if (o.max_running_requests == 0) o.max_running_requests = cpu ? 64 : 256;
+  if (!o.fp8_w8a8) o.fp8_w8a8 = !cpu;
+  if (!cpu && !o.chunk_given) o.engine.chunked_prefill_tokens = 8192;
   if (o.engine.chunked_prefill_tokens == 0) o.engine.chunked_prefill_tokens = static_cast<int32_t>(std::min<int64_t>(o.context_tokens, 1 << 20));
   o.engine.chunked_prefill_tokens = static_cast<int32_t>(std::min<int64_t>(o.engine.chunked_prefill_tokens, o.context_tokens));
   o.engine.max_running_requests = o.max_running_requests;
@@ -245,6 +274,7 @@ Result<MemoryRequest> settle(ServerOptions& o, const ModelConfig& config, int64_
   MemoryRequest request;
   request.layout = o.layout;
   request.kv_dtype = *o.kv_dtype;
+  request.w8a8 = *o.fp8_w8a8;
   request.num_drafts = o.engine.num_drafts;
   request.mtp = o.engine.num_drafts > 0;
   request.context_tokens = o.context_tokens;

@@ -30,7 +30,11 @@ struct ServerOptions {
 
   // Device and layout
   Backend backend = Backend::kCpu;  ///< after `auto`
-  bool fp8_w8a8 = false;            ///< round activations of FP8 products as the GPUs do
+  std::optional<bool> fp8_w8a8;     ///< FP8 products read FP8 activations; settled: CPUs no, GPUs yes
+  bool deterministic = false;       ///< GPUs: the same bits for a request alone or among others
+  bool cuda_graphs = true;
+  std::vector<int32_t> cuda_graph_batches;  ///< decode batch sizes; empty: chosen from max_running_requests
+  int32_t cuda_graph_max_batch = 0;         ///< 0: max_running_requests
   int32_t cpu_threads = 0;          ///< 0: one per core
   Layout layout;                    ///< backend included
   double gpu_memory_gib = 78;       ///< `plan` only
@@ -42,6 +46,7 @@ struct ServerOptions {
   CacheRule cache_rule = CacheRule::kDefault;
   double cache_fraction = 0;
   int32_t max_running_requests = 0;
+  bool chunk_given = false;         ///< --chunked-prefill-size was; else the device decides
   bool plan_as_json = false;
 
   // The parts' own settings, with their own defaults

@@ -3,11 +3,13 @@
 
 #include <cstdio>
 #include <filesystem>
+#include <algorithm>
 #include <fmt/format.h>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "dsv3/kernels/cuda/cuda_ops.h"
 #include "dsv3/base/json.h"
 #include "host_memory.h"
 
@@ -55,7 +57,12 @@ Result<ModelConfig> load_config(const ServerOptions& options) {
 }
 
 Result<int64_t> rank_memory_bytes(const ServerOptions& options) {
-  if (options.backend == Backend::kCudaSm90) return static_cast<int64_t>(options.gpu_memory_gib * (1 << 30));
+  if (options.backend == Backend::kCudaSm90) {
+    if (options.command == Command::kPlan) return static_cast<int64_t>(options.gpu_memory_gib * (1 << 30));
+    DSV3_ASSIGN(const CudaDevice device, open_cuda_device(0));
+    // The context is there already, and a line of the plan.
+    return std::min(device.free_bytes + kCudaContextBytes, device.total_bytes);
+  }
   const int64_t bytes = available_memory_bytes();
   if (bytes <= 0) return Status(Code::kInternal, "cannot read how much memory is available from /proc/meminfo");
   return bytes / options.layout.tp;  // all ranks of a node share the machine's memory

@@ -15,10 +15,12 @@ constexpr int64_t kMiB = int64_t{1} << 20;
 constexpr double kDefaultCudaFraction = 0.95;   // the rest is the driver's
 constexpr double kDefaultCpuFraction = 0.90;    // the machine does other things too
 constexpr int64_t kDefaultCpuCacheBytes = 2 * kGiB;
-constexpr int64_t kCudaContextBytes = 640 * kMiB;
 constexpr int64_t kCudaGraphBytes = 512 * kMiB;
 constexpr int64_t kNcclBytes = 512 * kMiB;
 constexpr int64_t kExpandedTokens = 8192;  // cached prefix rows that prefill expands to keys and values at a time
+constexpr int64_t kSplitParts = 2 * 160;   // partial outputs of decode attention: two for each multiprocessor
+constexpr int64_t kSlotBytes = 64 << 10;   // sampling rules and lists of one slot
+constexpr int64_t kWorkspaceBytes = 160 * kMiB;  // split products and the BLAS library
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -28,19 +30,20 @@ enum class Kind { kQuantizable, kWide, kFloat32 };  // kWide: BF16 in the file, 
 /// Bytes in memory of the fullest of `parts` slices of a [rows, cols] matrix.
 class Sizer {
  public:
-  Sizer(const ModelConfig& config, Backend backend) : config_(config), backend_(backend) {}
+  Sizer(const ModelConfig& config, Backend backend, bool fp8) : config_(config), backend_(backend), fp8_(config.fp8 && fp8) {}
 
   int64_t bytes(int64_t rows, int64_t cols, Kind kind, Split split = Split::kNone, int64_t parts = 1) const {
     if (split == Split::kCols) return sliced(cols, rows, kind, parts);
     return sliced(rows, cols, kind, split == Split::kRows ? parts : 1);
   }
-  int64_t vector(int64_t size, Kind kind = Kind::kWide) const { return bytes(size, 1, kind); }
+  /// Norms and biases: float32 in memory.
+  int64_t vector(int64_t size) const { return bytes(size, 1, Kind::kFloat32); }
 
  private:
   // Blocks are square, so cutting columns counts like cutting rows of the transpose.
   int64_t sliced(int64_t cut, int64_t whole, Kind kind, int64_t parts) const {
     if (backend_ == Backend::kCpu || kind == Kind::kFloat32) return ceil_div(cut, parts) * whole * 4;
-    if (kind == Kind::kWide || !config_.fp8) return ceil_div(cut, parts) * whole * 2;
+    if (kind == Kind::kWide || !fp8_) return ceil_div(cut, parts) * whole * 2;
     const int64_t block = config_.weight_block;
     int64_t most = 0;
     for (int64_t part = 0; part < parts; ++part) {
@@ -53,6 +56,7 @@ class Sizer {
 
   const ModelConfig& config_;
   Backend backend_;
+  bool fp8_;
 };
 
 struct LayerBytes {
@@ -75,9 +79,8 @@ LayerBytes layer_bytes(const ModelConfig& c, const Layout& layout, const Sizer& 
   } else {
     out.attention += sizer.bytes(heads * c.qk_head_dim(), hidden, Kind::kQuantizable, Split::kRows, attention_tp);
   }
-  // The CPU backend packs kv_b twice, for the expanded and for the absorbed form.
-  const int64_t kv_b = sizer.bytes(heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank, Kind::kQuantizable, Split::kRows,
-                                   attention_tp);
+  // The CPU backend packs kv_b twice, for the expanded and for the absorbed form; GPUs keep one in BF16 for both.
+  const int64_t kv_b = sizer.bytes(heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank, Kind::kWide, Split::kRows, attention_tp);
   out.attention += sizer.bytes(c.cache_row(), hidden, Kind::kQuantizable) + kv_b * (layout.backend == Backend::kCpu ? 2 : 1) +
                    sizer.bytes(hidden, heads * c.v_head_dim, Kind::kQuantizable, Split::kCols, attention_tp);
   out.small += sizer.vector(c.kv_lora_rank) + 2 * sizer.vector(hidden);
@@ -91,13 +94,13 @@ LayerBytes layer_bytes(const ModelConfig& c, const Layout& layout, const Sizer& 
     out.shared = mlp_bytes(sizer, hidden, c.moe_intermediate_size * c.n_shared_experts, expert_tp);
   }
   out.small += sizer.bytes(c.n_routed_experts, hidden, Kind::kWide);
-  if (c.topk_method == TopkMethod::kNoauxTc) out.small += sizer.vector(c.n_routed_experts, Kind::kFloat32);
+  if (c.topk_method == TopkMethod::kNoauxTc) out.small += sizer.vector(c.n_routed_experts);
   return out;
 }
 
 std::vector<MemoryLine> weight_lines(const ModelConfig& c, const MemoryRequest& request) {
   const Layout& layout = request.layout;
-  const Sizer sizer(c, layout.backend);
+  const Sizer sizer(c, layout.backend, request.w8a8);
   const int64_t table = sizer.bytes(c.vocab_size, c.hidden_size, Kind::kWide, Split::kRows, layout.tp);
   LayerBytes sum;
   for (int64_t layer = 0; layer < c.num_hidden_layers; ++layer) {
@@ -153,33 +156,76 @@ std::vector<MemoryLine> cpu_step_lines(const ModelConfig& c, const MemoryRequest
           {"logits + sampling", "logits", (logits + request.max_slots * request.context_tokens) * 4}};
 }
 
-/// The same for GPUs: the widest layer, the prefix expanded to keys and values, logits, and what CUDA and NCCL take.
-std::vector<MemoryLine> cuda_step_lines(const ModelConfig& c, const MemoryRequest& request, int64_t rows) {
-  const Layout& layout = request.layout;
-  const int64_t heads = c.num_attention_heads / (layout.tp / layout.dp);
-  const int64_t attention_row = 4 * c.hidden_size + c.q_lora_rank + c.cache_row() + heads * (c.qk_head_dim() + c.v_head_dim);
-  const int64_t dense_row = 4 * c.hidden_size + 3 * ceil_div(c.intermediate_size, layout.tp);
-  int64_t moe_row = 0;
+/// An activation buffer of the CUDA backend: BF16, and in w8a8 mode an FP8 form with a scale per 128 columns.
+int64_t activation_bytes(int64_t rows, int64_t cols, bool w8a8) {
+  const int64_t fp8 = w8a8 && cols % 128 == 0 ? rows * cols + ceil_div(rows, 4) * 4 * (cols / 128) * 4 : 0;
+  return rows * cols * 2 + fp8;
+}
+
+/// What the CUDA backend allocates for its largest step: Transformer's buffers, then what attention, experts and sampling
+/// need (kernels/cuda/cuda_weights.cpp, cuda_ops.cpp). tests/cuda holds the two against each other.
+std::vector<MemoryLine> cuda_step_lines(const ModelConfig& c, const MemoryRequest& r, int64_t rows) {
+  const Layout& layout = r.layout;
+  const int64_t hidden = c.hidden_size, heads = c.num_attention_heads / (layout.tp / layout.dp), drafts = r.num_drafts;
+  const int64_t shared_width = c.n_shared_experts * c.moe_intermediate_size;
+  const int64_t width = ceil_div(std::max(c.intermediate_size, shared_width), layout.tp);
+  const int64_t logit_rows = std::min(r.max_slots * (1 + drafts), rows);
+  int64_t buffers = 0;
+  const auto add = [&](int64_t count, int64_t cols) { buffers += activation_bytes(count, cols, r.w8a8); };
+  for (int i = 0; i < (r.w8a8 ? 5 : 4); ++i) add(rows, hidden);  // residual, normed twice, delta, hidden
+  add(rows, c.q_lora_rank + c.cache_row());
+  add(rows, c.q_lora_rank);
+  add(rows, heads * c.qk_head_dim());
+  add(rows, heads * c.v_head_dim);
+  add(rows, 2 * width);
+  add(rows, width);
+  for (int i = 0; r.mtp && i < 3; ++i) add(rows, hidden);
+  if (r.mtp) add(rows, 2 * hidden);
+  add(logit_rows, hidden);
+
+  const int64_t absorbed = std::min(std::max(r.max_slots * (1 + drafts), int64_t{256}), std::max(rows, r.max_slots * (1 + drafts)));
+  const int64_t keys = std::min(ceil_div(r.context_tokens, 64) * 64, kExpandedTokens);
+  const int64_t latent = c.kv_lora_rank;
+  const int64_t attention = absorbed * heads * (c.cache_row() + latent) * 2 + keys * c.cache_row() * 2 +
+                            keys * heads * (c.qk_nope_head_dim + c.v_head_dim) * 2 + rows * heads * 4 +
+                            kSplitParts * std::min<int64_t>(1 + drafts, 4) * heads * (latent + 2) * 4 + absorbed * 256;
+
+  int64_t experts = 0;
   if (c.n_routed_experts > 0) {
-    const int64_t width = ceil_div(c.moe_intermediate_size, layout.tp / layout.ep);
-    moe_row = 4 * c.hidden_size + c.n_routed_experts + c.num_experts_per_tok * (2 * c.hidden_size + 3 * width) +
-              3 * width * c.n_shared_experts;
+    const int64_t local = ceil_div(c.n_routed_experts, layout.ep), w = ceil_div(c.moe_intermediate_size, layout.tp / layout.ep);
+    const int64_t choices = rows * c.num_experts_per_tok, permuted = choices + local * 8 + 256;
+    experts = permuted * (r.w8a8 ? hidden + w + (hidden + w) / 32 + 8 : 2 * (hidden + w)) + permuted * 2 * (2 * w + hidden) +
+              rows * c.n_routed_experts * 4 + choices * 24 + local * 1024;
   }
-  const int64_t widest = std::max({attention_row, dense_row, moe_row});
-  const int64_t expanded = std::min(request.context_tokens, kExpandedTokens) * heads * (c.qk_head_dim() + c.v_head_dim);
-  const int64_t logit_rows = request.max_slots * (1 + request.num_drafts);
+  const int64_t logits = logit_rows * c.vocab_size * 4 * (layout.tp > 1 ? 2 : 1);
+  // Tokens, counts for penalties, block tables, lists of biases; and the sampler's scratch.
+  const int64_t blocks = ceil_div(r.context_tokens + drafts, kBlockTokens) + 4;
+  const int64_t slots = r.max_slots * ((r.context_tokens + drafts + 64) * 4 + c.vocab_size * 4 + blocks * 4 + kSlotBytes) +
+                        logit_rows * c.vocab_size * 8 + rows * 256;
   std::vector<MemoryLine> lines = {
-      {"activations", "activations", (rows * widest + expanded) * 2},
-      {"logits + sampling", "logits", (logit_rows * c.vocab_size + request.max_slots * request.context_tokens) * 4},
+      {"activations", "activations", buffers},
+      {"attention", "attention_buffers", attention},
+      {"experts", "expert_buffers", experts},
+      {"logits + sampling", "logits", logits + slots},
+      {"workspace", "workspace", kWorkspaceBytes},
       {"CUDA context", "cuda_context", kCudaContextBytes},
       {"CUDA graphs", "cuda_graphs", kCudaGraphBytes},
   };
   if (layout.tp > 1) lines.push_back({"NCCL", "nccl", kNcclBytes});
   if (layout.ep > 1) {  // dispatch in FP8 with scales, combine in BF16, to and from at most top-k ranks a token
-    const int64_t row = c.hidden_size + ceil_div(c.hidden_size, 128) * 4 + c.hidden_size * 2;
+    const int64_t row = hidden + ceil_div(hidden, 128) * 4 + hidden * 2;
     lines.push_back({"expert exchange", "expert_exchange", 2 * rows * c.num_experts_per_tok * row});
   }
   return lines;
+}
+
+/// The lines that are the backend's own allocations: not the driver's.
+int64_t allocated_bytes(const std::vector<MemoryLine>& lines) {
+  int64_t sum = 0;
+  for (const MemoryLine& line : lines) {
+    if (line.key != "cuda_context" && line.key != "cuda_graphs" && line.key != "nccl") sum += line.bytes;
+  }
+  return sum;
 }
 
 int64_t sum_bytes(const std::vector<MemoryLine>& lines) {
@@ -217,10 +263,15 @@ MemoryPlan plan_once(const ModelConfig& c, const MemoryRequest& r) {
   plan.available_bytes = r.available_bytes;
   plan.step_tokens = r.prefill_tokens + r.max_slots * (1 + r.num_drafts);
   plan.lines = weight_lines(c, r);
+  if (r.layout.backend == Backend::kCudaSm90) {
+    // Tensors start on 256 bytes; a layer has about 30 of them.
+    plan.lines.back().bytes += (c.num_hidden_layers + 2) * 30 * 512;
+  }
   plan.weight_bytes = sum_bytes(plan.lines);
   const bool cpu = r.layout.backend == Backend::kCpu;
   const std::vector<MemoryLine> step = cpu ? cpu_step_lines(c, r, plan.step_tokens) : cuda_step_lines(c, r, plan.step_tokens);
   const int64_t fixed = plan.weight_bytes + sum_bytes(step);
+  plan.step_bytes = allocated_bytes(step);
 
   const int64_t layers = c.num_hidden_layers + (r.mtp ? 1 : 0);
   plan.cache_bytes_per_token = layers * cache_row_bytes(c, r.kv_dtype);

@@ -32,6 +32,14 @@ class Channel {
     }
     wake_.notify_one();
   }
+  /// Nothing if there is nothing now.
+  std::optional<T> try_pop() {
+    std::lock_guard lock(mutex_);
+    if (queue_.empty()) return std::nullopt;
+    T value = std::move(queue_.front());
+    queue_.pop_front();
+    return value;
+  }
   /// Nothing once the channel is closed and empty.
   std::optional<T> pop() {
     std::unique_lock lock(mutex_);
@@ -47,6 +55,23 @@ class Channel {
   std::condition_variable wake_;
   std::deque<T> queue_;   // guarded by mutex_
   bool closed_ = false;   // guarded by mutex_
+};
+
+/// The latest numbers of the rank thread, for whoever asks.
+class PublishedStats {
+ public:
+  void publish(const DeviceStats& stats) {
+    std::lock_guard lock(mutex_);
+    stats_ = stats;
+  }
+  DeviceStats read() const {
+    std::lock_guard lock(mutex_);
+    return stats_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  DeviceStats stats_;  // guarded by mutex_
 };
 
 class ModelExecutor final : public Executor {
@@ -89,6 +114,7 @@ class ModelExecutor final : public Executor {
   }
 
   Result<StepResult> wait() override { return *results_.pop(); }
+  DeviceStats device_stats() const override { return device_stats_.read(); }
 
  private:
   struct Rank {
@@ -111,32 +137,57 @@ class ModelExecutor final : public Executor {
                           .num_drafts = limits_.num_drafts,
                           .vocab = config.vocab_size,
                           .known_vocab = options.known_vocab > 0 ? options.known_vocab : config.vocab_size};
-    const CpuOpsOptions cpu{.num_threads = std::max(1, options.num_threads / options.tp),
-                            .w8a8 = options.w8a8,
-                            .ue8m0 = config.scale_ue8m0};
-    auto ops = make_cpu_ops(sizes, cpu);
+    std::unique_ptr<Ops> ops;
+    if (options.cuda) {
+      CudaOpsOptions cuda = *options.cuda;
+      cuda.device += rank.group->rank();
+      cuda.w8a8 = options.w8a8;
+      cuda.ue8m0 = config.scale_ue8m0;
+      DSV3_ASSIGN(ops, make_cuda_ops(sizes, cuda));
+    } else {
+      ops = make_cpu_ops(sizes, {.num_threads = std::max(1, options.num_threads / options.tp),
+                                 .w8a8 = options.w8a8,
+                                 .ue8m0 = config.scale_ue8m0});
+    }
     const Shard shard{rank.group->rank(), rank.group->size()};
     DSV3_ASSIGN(auto loaded, load_weights(config, weights, shard, mtp, *ops));
     const int64_t logit_rows = std::min<int64_t>(int64_t{limits_.max_slots} * (1 + limits_.num_drafts),
                                                  limits_.max_step_tokens);
     auto transformer = std::make_unique<Transformer>(config, shard, std::move(loaded), options.mtp_hidden,
                                                      limits_.max_step_tokens, logit_rows, *ops, *rank.group);
+    DSV3_TRY(ops->finish_loading());
     rank.runner = std::make_unique<RankRunner>(std::move(ops), std::move(transformer), limits_);
-    return {};
+    return rank.runner->warm_up();
   }
 
   /// Executes plans until the channel closes. Every rank sees the same plans, so a fault of one plan stops all of them.
+  /// The next plan is launched while a step still runs, so that a device goes from one to the next without waiting for the
+  /// host; while there is something under way and nothing to launch, the thread polls both (a step takes milliseconds).
   void serve(Rank& rank) {
     if (rank.runner == nullptr) return;
-    while (auto plan = rank.plans.pop()) {
-      auto result = rank.runner->run(**plan);
-      if (rank.group->rank() == 0) results_.push(std::move(result));
+    RankRunner& runner = *rank.runner;
+    constexpr int kStepsUnderWay = 2;
+    const auto answer = [&](Result<StepResult> result) {
+      if (rank.group->rank() != 0) return;
+      device_stats_.publish(runner.ops().device_stats());
+      results_.push(std::move(result));
+    };
+    for (;;) {
+      auto plan = runner.steps_under_way() == 0 ? rank.plans.pop() : rank.plans.try_pop();
+      if (plan) {
+        if (Status status = runner.launch(**plan); !status.ok()) answer(status);
+      } else if (runner.steps_under_way() == 0) {
+        return;  // closed
+      }
+      while (runner.steps_under_way() == kStepsUnderWay || (runner.steps_under_way() > 0 && runner.ready())) answer(runner.finish());
+      if (runner.steps_under_way() > 0 && !plan) std::this_thread::yield();
     }
   }
 
   const ExecutorLimits limits_;
   std::vector<std::unique_ptr<Rank>> ranks_;
   Channel<Result<StepResult>> results_;
+  PublishedStats device_stats_;
 };
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "model_weights.h"
 
+#include <algorithm>
 #include <string>
 
 namespace dsv3 {
@@ -35,7 +36,73 @@ class SliceReader final : public MatrixReader {
     return {};
   }
 
+  bool has_whole_blocks() const override {
+    const auto on_block = [](int64_t n) { return n % kScaleBlock == 0; };
+    for (size_t i = 0; i < parts_.size(); ++i) {
+      const Slice& s = parts_[i].slice;
+      if (!on_block(s.row_begin) || !on_block(s.col_begin) || !on_block(s.cols())) return false;
+      if (i + 1 < parts_.size() && !on_block(s.rows())) return false;
+    }
+    return true;
+  }
+
+  Status read_fp8(int64_t begin, int64_t end, uint8_t* out) const override {
+    return for_rows(begin, end, [&](const Part& part, const Slice& slice) {
+      DSV3_TRY(source_.read_raw(part.name, slice, out));
+      out += slice.rows() * slice.cols();
+      return Status();
+    });
+  }
+
+  Status read_scales(float* out) const override {
+    for (const auto& part : parts_) {
+      const Slice& s = part.slice;
+      const auto up = [](int64_t n) { return (n + kScaleBlock - 1) / kScaleBlock; };
+      const Slice grid{s.row_begin / kScaleBlock, up(s.row_end), s.col_begin / kScaleBlock, up(s.col_end)};
+      DSV3_TRY(source_.read_f32(part.name + "_scale_inv", grid, out));
+      out += grid.rows() * grid.cols();
+    }
+    return {};
+  }
+
+  Status read_bf16(int64_t begin, int64_t end, uint16_t* out) const override {
+    std::vector<float> wide;
+    return for_rows(begin, end, [&](const Part& part, const Slice& slice) {
+      const auto count = static_cast<size_t>(slice.rows() * slice.cols());
+      const TensorInfo* info = source_.find(part.name);
+      if (info != nullptr && info->dtype == DType::kBF16) {
+        DSV3_TRY(source_.read_raw(part.name, slice, out));
+      } else {
+        wide.resize(count);
+        DSV3_TRY(source_.read_f32(part.name, slice, wide.data()));
+        for (size_t i = 0; i < count; ++i) out[i] = f32_to_bf16(wide[i]);
+      }
+      out += count;
+      return Status();
+    });
+  }
+
+  std::unique_ptr<MatrixReader> clone() const override { return std::make_unique<SliceReader>(source_, parts_); }
+
  private:
+  static constexpr int64_t kScaleBlock = 128;
+
+  /// body(part, the slice of it that rows [begin, end) of the stack cover), in order.
+  template <class Body>
+  Status for_rows(int64_t begin, int64_t end, Body&& body) const {
+    int64_t first = 0;
+    for (const auto& part : parts_) {
+      const int64_t from = std::max(begin - first, int64_t{0}), to = std::min(end - first, part.slice.rows());
+      first += part.slice.rows();
+      if (from >= to) continue;
+      Slice slice = part.slice;
+      slice.row_end = slice.row_begin + to;
+      slice.row_begin += from;
+      DSV3_TRY(body(part, slice));
+    }
+    return {};
+  }
+
   const WeightSource& source_;
   std::vector<Part> parts_;
 };
@@ -118,7 +185,7 @@ class Loader {
       gate_up.push_back(gate_up_reader(expert, c_.moe_intermediate_size));
       down.push_back(down_reader(expert, c_.moe_intermediate_size));
     }
-    DSV3_ASSIGN(w.experts, ops_.load_experts(gate_up, down));
+    DSV3_ASSIGN(w.experts, ops_.load_experts(gate_up, down, c_.num_experts_per_tok));
     if (c_.n_shared_experts > 0) {
       DSV3_ASSIGN(w.mlp, load_mlp(mlp + "shared_experts.", c_.n_shared_experts * c_.moe_intermediate_size));
     }

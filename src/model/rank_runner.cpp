@@ -7,7 +7,55 @@
 
 namespace dsv3 {
 
-Result<StepResult> RankRunner::run(const StepPlan& plan) {
+Status RankRunner::warm_up_prompts() {
+  const int32_t most = std::min(limits_.max_step_tokens - limits_.max_slots * (1 + limits_.num_drafts), limits_.max_context_tokens - 16);
+  int32_t kind = 0;
+  for (int32_t count = 1; count <= most; count = count == most ? most + 1 : std::min(2 * count, most), ++kind) {
+    const int32_t blocks = (count + 1 + limits_.num_drafts) / limits_.block_tokens + 1;
+    if (blocks > limits_.num_blocks) break;
+    StepPlan plan{.step = 0};
+    SlotBegin begin{.slot = 0, .tokens = std::vector<int32_t>(static_cast<size_t>(count), 0), .prompt_tokens = count};
+    begin.sampling = {.temperature = kind % 2 == 0 ? 1.0f : 0.0f, .top_p = 0.9f, .top_k = 50, .repetition_penalty = 1.1f, .num_logprobs = 1};
+    plan.begun.push_back(std::move(begin));
+    BlockGrant grant{.slot = 0};
+    for (int32_t b = 0; b < blocks; ++b) grant.blocks.push_back(b);
+    plan.grants.push_back(std::move(grant));
+    plan.prefills.push_back({.slot = 0, .start = 0, .count = count, .logprobs_from = count <= 64 ? 0 : -1});
+    plan.hash = plan_hash(plan);
+    DSV3_TRY(launch(plan));
+    DSV3_TRY(finish().status());
+    // A decode of its own, not of a graph's shape, then the slot is free again.
+    StepPlan decode{.step = 1, .decodes = {{.slot = 0, .max_drafts = limits_.num_drafts}}};
+    decode.hash = plan_hash(decode);
+    DSV3_TRY(launch(decode));
+    DSV3_TRY(finish().status());
+    StepPlan end{.step = 2, .ended = {0}};
+    end.hash = plan_hash(end);
+    DSV3_TRY(launch(end));
+    DSV3_TRY(finish().status());
+    next_step_ = 0;
+  }
+  last_end_us_ = 0;
+  return {};
+}
+
+Status RankRunner::warm_up() {
+  if (!ops_->wants_warm_up()) return {};
+  DSV3_TRY(warm_up_prompts());
+  for (const int32_t size : ops_->warm_up_batches()) {
+    Batch batch;
+    for (int32_t i = 0; i < size; ++i) {
+      batch.segments.push_back({.slot = -1, .rows = 1 + limits_.num_drafts, .decode = true, .sample = true});
+    }
+    ops_->prepare_batch(batch);
+    StepResult result;
+    ops_->run(batch, false, [&] { execute({}, batch, &result); });
+    DSV3_TRY(ops_->collect().status());
+  }
+  return ops_->set_ready();
+}
+
+Status RankRunner::launch(const StepPlan& plan) {
   const int64_t start_us = now_us();
   if (const uint64_t hash = plan_hash(plan); hash != plan.hash || (next_step_ != 0 && plan.step != next_step_)) {
     return Status(Code::kDeviceLost, "step plan " + std::to_string(plan.step) + " (hash " + std::to_string(plan.hash) +
@@ -16,30 +64,50 @@ Result<StepResult> RankRunner::run(const StepPlan& plan) {
   }
   next_step_ = plan.step + 1;
   update_slots(plan);
-  StepResult result{.step = plan.step};
-  if (plan.empty()) return result;
+  Pending& pending = pending_.emplace_back();
+  pending.result.step = plan.step;
+  pending.start_us = start_us;
+  pending.idle = plan.empty();
+  if (plan.empty()) return {};
 
   Batch batch = make_batch(plan);
   ops_->prepare_batch(batch);
   DSV3_CHECK(batch.rows <= limits_.max_step_tokens, "plan with more rows than the executor was built for");
-  transformer_->forward(batch);
+  pending.result.outputs.resize(batch.segments.size());
+  for (size_t i = 0; i < batch.segments.size(); ++i) pending.result.outputs[i].slot = batch.segments[i].slot;
+  const bool once = std::any_of(plan.prefills.begin(), plan.prefills.end(), [](const PrefillChunk& c) { return c.logprobs_from >= 0; });
+  ops_->run(batch, once, [&] { execute(plan, batch, &pending.result); });
+  return {};
+}
 
-  result.outputs.resize(batch.segments.size());
+void RankRunner::execute(const StepPlan& plan, const Batch& batch, StepResult* result) {
+  transformer_->forward(batch);
   for (size_t i = 0; i < plan.prefills.size(); ++i) {
-    result.outputs[i].prompt_logprobs = prompt_logprobs(plan.prefills[i], batch.segments[i]);
+    result->outputs[i].prompt_logprobs = prompt_logprobs(plan.prefills[i], batch.segments[i]);
   }
-  auto sampled = ops_->sample(batch, batch.logit_rows.empty() ? Tensor{} : transformer_->logits(batch.logit_rows));
+  ops_->sample(batch, batch.num_logit_rows == 0 ? Tensor{} : transformer_->logits(batch));
   if (limits_.num_drafts > 0) make_drafts(batch);
+}
+
+Result<StepResult> RankRunner::finish() {
+  DSV3_CHECK(!pending_.empty(), "finish() without a step");
+  Pending pending = std::move(pending_.front());
+  pending_.pop_front();
+  if (pending.idle) return std::move(pending.result);
+  DSV3_ASSIGN(auto sampled, ops_->collect());
+  DSV3_CHECK(sampled.size() == pending.result.outputs.size(), "one result per segment");
   for (size_t i = 0; i < sampled.size(); ++i) {
-    SlotOutput& output = result.outputs[i];
-    output.slot = batch.segments[i].slot;
+    SlotOutput& output = pending.result.outputs[i];
     output.tokens = std::move(sampled[i].tokens);
     output.drafts_proposed = sampled[i].drafts_proposed;
     output.drafts_accepted = sampled[i].drafts_accepted;
     output.bad_logits = sampled[i].bad_logits;
   }
-  result.elapsed_us = now_us() - start_us;
-  return result;
+  // A step that was launched while another ran began when that one ended.
+  const int64_t end_us = now_us();
+  pending.result.elapsed_us = end_us - std::max(pending.start_us, last_end_us_);
+  last_end_us_ = end_us;
+  return std::move(pending.result);
 }
 
 void RankRunner::update_slots(const StepPlan& plan) {
@@ -87,7 +155,7 @@ std::vector<SampledToken> RankRunner::prompt_logprobs(const PrefillChunk& chunk,
       rows.push_back(segment.row_begin + p - chunk.start);
       ids.push_back(prompt.tokens[static_cast<size_t>(p) + 1]);
     }
-    auto part = ops_->logprobs_of(static_cast<int64_t>(rows.size()), transformer_->logits(rows), ids,
+    auto part = ops_->logprobs_of(static_cast<int64_t>(rows.size()), transformer_->logits_of(rows), ids,
                                   std::max(prompt.num_logprobs, 0));
     std::move(part.begin(), part.end(), std::back_inserter(result));
   }
@@ -100,7 +168,7 @@ void RankRunner::make_drafts(const Batch& main) {
     ops_->prepare_draft(main, i == 0 ? nullptr : &previous, draft);
     if (draft.rows == 0) return;
     transformer_->forward_draft(draft, i == 0);
-    if (draft.logit_rows.empty()) return;
+    if (draft.num_logit_rows == 0) return;
     ops_->set_drafts(draft, transformer_->draft_logits(draft));
     std::swap(previous, draft);
   }

@@ -77,7 +77,7 @@ void Transformer::forward_draft(const Batch& draft, bool first_pass) {
   const auto eps = static_cast<float>(c_.rms_norm_eps);
   const bool post = mtp_hidden_ == MtpHidden::kPostNorm;
   const Tensor& source = first_pass ? (post ? hidden_ : residual_) : logit_input_;
-  ops_.gather_rows(source, draft.source_rows, draft_source_);
+  ops_.gather_source_rows(draft, source, draft_source_);
   embed(draft, delta_);
   ops_.rms_norm(draft.rows, delta_, mtp.embed_norm, eps, draft_concat_.slice_cols(0, c_.hidden_size), {});
   ops_.rms_norm(draft.rows, draft_source_, mtp.hidden_norm, eps,
@@ -100,8 +100,8 @@ void Transformer::attention(const LayerWeights& w, int64_t cache_layer, const Ba
   const int64_t q_rank = c_.q_lora_rank;
   ops_.linear(batch.rows, input_of(*w.qkv_a), *w.qkv_a, qkv_a_);
   if (q_rank > 0) {
-    ops_.rms_norm(batch.rows, qkv_a_.slice_cols(0, q_rank), w.q_norm, kLatentNormEps, q_latent_, {});
-    ops_.quantise(batch.rows, q_latent_, *w.q_b);
+    ops_.rms_norm(batch.rows, qkv_a_.slice_cols(0, q_rank), w.q_norm, kLatentNormEps, q_latent_,
+                  ops_.fp8_inputs() && w.q_b->fp8 ? q_latent_ : Tensor{});
     ops_.linear(batch.rows, q_latent_, *w.q_b, q_);
   } else {
     ops_.linear(batch.rows, input_of(*w.q_b), *w.q_b, q_);
@@ -142,16 +142,21 @@ Tensor Transformer::head(int64_t rows) {
   return logits_;
 }
 
-Tensor Transformer::logits(std::span<const int32_t> rows) {
+Tensor Transformer::logits(const Batch& batch) {
+  ops_.gather_logit_rows(batch, hidden_, logit_input_);
+  return head(batch.num_logit_rows);
+}
+
+Tensor Transformer::logits_of(std::span<const int32_t> rows) {
   ops_.gather_rows(hidden_, rows, logit_input_);
   return head(static_cast<int64_t>(rows.size()));
 }
 
 Tensor Transformer::draft_logits(const Batch& draft) {
-  ops_.gather_rows(draft_hidden_, draft.logit_rows, logit_input_);
-  const Tensor result = head(static_cast<int64_t>(draft.logit_rows.size()));
+  ops_.gather_logit_rows(draft, draft_hidden_, logit_input_);
+  const Tensor result = head(draft.num_logit_rows);
   // The next pass reads these rows: after shared_head.norm, or before it.
-  if (mtp_hidden_ == MtpHidden::kPreNorm) ops_.gather_rows(draft_residual_, draft.logit_rows, logit_input_);
+  if (mtp_hidden_ == MtpHidden::kPreNorm) ops_.gather_logit_rows(draft, draft_residual_, logit_input_);
   return result;
 }
 

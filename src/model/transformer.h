@@ -22,9 +22,10 @@ class Transformer {
   /// The MTP layer over a draft batch; its hidden states come from forward() (first pass) or from the pass before.
   void forward_draft(const Batch& draft, bool first_pass);
 
-  /// Float32 logits [rows.size(), vocab] of rows of the last forward() / forward_draft(). At most max_logit_rows.
-  /// Valid until the next call.
-  Tensor logits(std::span<const int32_t> rows);
+  /// Float32 logits [rows, vocab] of the batch's logit rows of the last forward() / forward_draft(), or of given rows of
+  /// forward(). At most max_logit_rows. Valid until the next call.
+  Tensor logits(const Batch& batch);
+  Tensor logits_of(std::span<const int32_t> rows);
   Tensor draft_logits(const Batch& draft);
 
   int64_t max_logit_rows() const { return max_logit_rows_; }

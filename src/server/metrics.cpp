@@ -38,6 +38,9 @@ Buckets inter_token_buckets() {
   return {0.001, 0.002, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.04,
           0.05,  0.075, 0.1,   0.15,  0.2,   0.3,  0.5,   1,    2,    5};
 }
+Buckets step_buckets() {
+  return doubling(0.0001, 13.1072);
+}
 Buckets step_token_buckets() {
   return doubling(1, 16384);
 }
@@ -144,7 +147,7 @@ class MetricsImpl final : public Metrics {
   }
 
   void on_step(double seconds, int32_t prefill_rows, int32_t decode_rows) override {
-    step_time_.Observe(seconds);
+    step_time_[decode_rows == 0 ? 0 : prefill_rows == 0 ? 1 : 2].Observe(seconds);
     step_tokens_.Observe(static_cast<double>(prefill_rows) + static_cast<double>(decode_rows));
   }
 
@@ -216,6 +219,11 @@ class MetricsImpl final : public Metrics {
     count({"num_preemptions_total", "Sequences put back into the queue for lack of blocks.", {"num_preemptions_total"}},
           stats.preemptions);
     count({"steps_total", "Forward passes."}, stats.steps);
+    count({"cuda_graph_steps_total", "Decode steps replayed from a CUDA graph."}, stats.device.graph_steps);
+    count({"cuda_eager_steps_total", "Steps launched kernel by kernel."}, stats.device.eager_steps);
+    count({"device_allocations_after_ready_total", "Device memory taken after the start: always 0."},
+          stats.device.allocations_after_ready);
+    out.gauge({"device_memory_bytes", "Device memory of a rank, all of it taken at the start."}, static_cast<double>(stats.device.bytes_in_use));
     count({"requests_total", "Requests that ended in any way.", {}, {"num_requests_total"}},
           stats.requests_finished + stats.requests_aborted + stats.requests_failed);
     count({"requests_aborted_total", "Requests whose client left or cancelled.", {}, {"num_aborted_requests_total"}},
@@ -298,7 +306,12 @@ class MetricsImpl final : public Metrics {
                    {"generation_tokens_histogram"}},
                   generated_tokens_);
     out.histogram({"iteration_tokens_total", "Rows of a step.", {"iteration_tokens_total"}}, step_tokens_);
-    out.histogram({"step_duration_seconds", "A forward pass."}, step_time_);
+    std::vector<ClientMetric> phases;
+    for (size_t i = 0; i < kPhases.size(); ++i) {
+      phases.push_back(step_time_[i].Collect());
+      phases.back().label.push_back({"phase", kPhases[i]});
+    }
+    out.add({"step_duration_seconds", "A step, by what it computes."}, MetricType::Histogram, phases);
   }
 
   // Scrapes closer than a second share one figure, so that two scrapers do not disturb each other.
@@ -323,7 +336,10 @@ class MetricsImpl final : public Metrics {
   prometheus::Histogram prompt_tokens_{request_token_buckets()};
   prometheus::Histogram generated_tokens_{request_token_buckets()};
   prometheus::Histogram step_tokens_{step_token_buckets()};
-  prometheus::Histogram step_time_{inter_token_buckets()};
+  // Of a step with prompt rows only, with decode rows only, with both.
+  static constexpr std::array<const char*, 3> kPhases = {"prefill", "decode", "mixed"};
+  std::array<prometheus::Histogram, 3> step_time_ = {prometheus::Histogram(step_buckets()), prometheus::Histogram(step_buckets()),
+                                                     prometheus::Histogram(step_buckets())};
   std::array<std::atomic<int64_t>, kFinishReasons.size()> finished_{};
   std::mutex mutex_;
   std::map<int, int64_t> responses_;  // guarded by mutex_, like all below

@@ -83,6 +83,7 @@ struct EngineStats {
   int64_t preemptions = 0, steps = 0;
   int64_t drafts = 0, drafts_proposed = 0, drafts_accepted = 0;  ///< verify rounds, tokens proposed, accepted
   std::vector<int64_t> drafts_accepted_at;  ///< per draft position
+  DeviceStats device;                       ///< zeros on CPUs
 };
 
 class Engine {

@@ -1,11 +1,13 @@
 // The operations that the model is written in. One implementation per backend: CpuOps is the reference; a CUDA one
 // fills in the same calls. One Ops belongs to one rank and is used by that rank's thread only.
 //
-// Activations travel in the backend's own precision (float32 on the CPU). Every call takes the first `rows` rows that
-// the batch says; buffers are allocated once, before the first step, for the largest step.
+// Activations travel in the backend's own precision (float32 on the CPU, BF16 on GPUs). Every call takes the first `rows`
+// rows that the batch says; buffers are allocated once, before the first step, for the largest step. A backend may only
+// enqueue the work of a step: what a step decided comes out of collect().
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -26,6 +28,17 @@ class MatrixReader {
   virtual int64_t cols() const = 0;
   virtual bool is_fp8() const = 0;                     ///< stored as e4m3 with block scales
   virtual Status read_f32(float* out) const = 0;       ///< dequantised, packed rows
+
+  /// True if the slice is whole 128 x 128 blocks (but at its far edges), so that data and scales can be taken as stored.
+  virtual bool has_whole_blocks() const = 0;
+  /// Rows [begin, end) as stored, packed. Only of fp8 matrices.
+  virtual Status read_fp8(int64_t begin, int64_t end, uint8_t* out) const = 0;
+  /// All scales [ceil(rows / 128), ceil(cols / 128)]. Only with whole blocks.
+  virtual Status read_scales(float* out) const = 0;
+  /// Rows [begin, end) as BF16, packed; whatever is stored is rounded once.
+  virtual Status read_bf16(int64_t begin, int64_t end, uint16_t* out) const = 0;
+  /// A reader of the same slice, for loading on another thread. Lives no longer than the source of the weights.
+  virtual std::unique_ptr<MatrixReader> clone() const = 0;
 };
 
 /// A linear layer's weight, prepared by a backend: y[T, out] = x[T, in] W^T.
@@ -87,14 +100,16 @@ struct BatchSegment {
   bool sample = false;    ///< the last row's logits (decode: every row's) are sampled
 };
 
-/// The rows of one forward pass. Filled by an Ops, read by the model for sizes only.
+/// The rows of one forward pass. Filled by an Ops, read by the model for sizes only: backends that keep slots on a device
+/// leave the lists empty.
 struct Batch {
   std::vector<BatchSegment> segments;
   int64_t rows = 0;
+  int64_t num_logit_rows = 0;
   std::vector<int32_t> tokens;      ///< [rows]
   std::vector<int32_t> positions;   ///< [rows]
   std::vector<int32_t> source_rows; ///< [rows] MTP only: row of the hidden state that goes with each token
-  std::vector<int32_t> logit_rows;  ///< rows whose logits are wanted, in order of segments
+  std::vector<int32_t> logit_rows;  ///< [num_logit_rows] rows whose logits are wanted, in order of segments
 };
 
 /// What sampling did to a segment.
@@ -121,12 +136,21 @@ enum class BufferKind {
   kInt,         ///< int32
 };
 
+/// What a device says of itself while serving.
+struct DeviceStats {
+  int64_t bytes_in_use = 0;
+  int64_t allocations_after_ready = 0;
+  int64_t graph_steps = 0, eager_steps = 0;  ///< decode steps replayed from a graph; all others
+};
+
 class Ops {
  public:
   virtual ~Ops() = default;
 
   /// True in w8a8 mode: linears with fp8 weights read rounded activations.
   virtual bool fp8_inputs() const = 0;
+  /// Device bytes in use and what was allocated since set_ready(); zeros where there is no device.
+  virtual DeviceStats device_stats() const { return {}; }
 
   // ---- before the first step -------------------------------------------------------------------------------
   /// A buffer that lives as long as the Ops. `name` appears in the memory plan.
@@ -135,9 +159,16 @@ class Ops {
   virtual Result<Tensor> load_table(const MatrixReader& reader) = 0;   ///< embedding rows
   virtual Result<LinearPtr> load_linear(const MatrixReader& reader) = 0;
   virtual Result<KvProjectionPtr> load_kv_projection(const MatrixReader& reader, const AttentionShape& shape) = 0;
-  /// gate_up[e] is [2 * width, hidden] (gate rows first), down[e] is [hidden, width].
+  /// gate_up[e] is [2 * width, hidden] (gate rows first), down[e] is [hidden, width]; a row uses top_k of them.
   virtual Result<ExpertsPtr> load_experts(std::span<const std::unique_ptr<MatrixReader>> gate_up,
-                                          std::span<const std::unique_ptr<MatrixReader>> down) = 0;
+                                          std::span<const std::unique_ptr<MatrixReader>> down, int64_t top_k) = 0;
+  /// Waits until everything that load_*() started is in place.
+  virtual Status finish_loading() { return {}; }
+  /// Whether steps should run before the first request, and for which decode batch sizes (graphs are captured then).
+  virtual bool wants_warm_up() const { return false; }
+  virtual std::vector<int32_t> warm_up_batches() const { return {}; }
+  /// From now on nothing is allocated on a device.
+  virtual Status set_ready() { return {}; }
 
   // ---- slots -----------------------------------------------------------------------------------------------
   virtual void slot_begin(int32_t slot, const SamplingParams& sampling, std::span<const int32_t> tokens,
@@ -145,8 +176,11 @@ class Ops {
   virtual void slot_grant(int32_t slot, std::span<const int32_t> blocks) = 0;
   virtual void slot_end(int32_t slot) = 0;
 
-  /// Lays the segments' rows out and fills in tokens and positions from the slots.
+  /// Lays the segments' rows out and fills in tokens and positions from the slots. Slot -1: a decode of nobody, for warm-up.
   virtual void prepare_batch(Batch& batch) = 0;
+  /// Executes the step of the batch prepared last: `pass` makes the calls of its forward passes, sampling included. A pass
+  /// may be recorded and replayed for later batches of the same shape unless `once` is set.
+  virtual void run(Batch& batch, bool once, const std::function<void()>& pass) = 0;
   /// Rows of a draft pass, after sampling. The first (previous == nullptr): for every segment of `main` the rows whose
   /// successor token is known now; source_rows are rows of `main`. Later ones: one row per sequence, the token drafted
   /// in `previous`; source_rows count previous.logit_rows. Rows without a cache position are left out; an empty batch
@@ -160,7 +194,7 @@ class Ops {
   /// order. If `quantised` has data it gets `out` as an FP8 linear reads it in w8a8 mode.
   virtual void add_rms_norm(int64_t rows, Tensor residual, Tensor delta, const Tensor& gain, float eps, Tensor out,
                             Tensor quantised) = 0;
-  /// The same without a residual, on `cols` columns of x.
+  /// The same without a residual, on `cols` columns of x. `quantised` may be `out`: then only that form is wanted.
   virtual void rms_norm(int64_t rows, Tensor x, const Tensor& gain, float eps, Tensor out, Tensor quantised) = 0;
   virtual void linear(int64_t rows, const Tensor& x, const Linear& weight, Tensor y) = 0;
   /// out[rows, width] = silu(gate_up[:, :width]) * gate_up[:, width:], rounded for an FP8 `next` in w8a8 mode.
@@ -183,19 +217,29 @@ class Ops {
                        const Tensor& weights, Tensor out) = 0;
   /// out[i] = x[rows_wanted[i]].
   virtual void gather_rows(const Tensor& x, std::span<const int32_t> rows_wanted, Tensor out) = 0;
+  /// The same with the batch's logit_rows, and with its source_rows.
+  virtual void gather_logit_rows(const Batch& batch, const Tensor& x, Tensor out) = 0;
+  virtual void gather_source_rows(const Batch& batch, const Tensor& x, Tensor out) = 0;
   virtual void zero(int64_t rows, Tensor x) = 0;
   /// a += b.
   virtual void add(int64_t rows, Tensor a, const Tensor& b) = 0;
 
   // ---- output ----------------------------------------------------------------------------------------------
   /// Samples every segment with `sample` set from logits [batch.logit_rows, vocab] (rows in that order), verifies
-  /// drafts, and advances the slots. One result per segment.
-  virtual std::vector<SegmentResult> sample(const Batch& batch, const Tensor& logits) = 0;
+  /// drafts, and advances the slots.
+  virtual void sample(const Batch& batch, const Tensor& logits) = 0;
+  /// What sample() decided in the oldest step not collected yet, one result per segment. Blocks until that step has ended.
+  /// At most two steps may be under way. kDeviceLost: nothing will ever work again.
+  virtual Result<std::vector<SegmentResult>> collect() = 0;
+  /// True if collect() would not block.
+  virtual bool ready() { return true; }
   /// Logprobs of given tokens: row i of logits, token ids[i].
   virtual std::vector<SampledToken> logprobs_of(int64_t rows, const Tensor& logits, std::span<const int32_t> ids,
                                                 int32_t num_top) = 0;
   /// Takes the most likely token of each logits row as the next draft of its segment's slot.
   virtual void set_drafts(const Batch& draft, const Tensor& logits) = 0;
+  /// The first rows of a float32 or activation tensor as float32 on the host, packed. Waits for what was enqueued. For tests.
+  virtual Status read_back(int64_t rows, const Tensor& x, float* out) = 0;
 };
 
 }  // namespace dsv3

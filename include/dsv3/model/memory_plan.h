@@ -56,6 +56,7 @@ enum class CacheRule {
 struct MemoryRequest {
   Layout layout;
   KvDType kv_dtype = KvDType::kF32;
+  bool w8a8 = true;               ///< GPUs: FP8 weights stay FP8, activations have an FP8 form; else both are BF16
   bool mtp = false;               ///< load an MTP module
   int64_t num_drafts = 0;
   int64_t context_tokens = 0;     ///< longest sequence
@@ -81,6 +82,7 @@ struct Concurrency {
 struct MemoryPlan {
   std::vector<MemoryLine> lines;
   int64_t weight_bytes = 0, cache_bytes = 0, total_bytes = 0, available_bytes = 0;
+  int64_t step_bytes = 0;     ///< activations, logits, slots and workspace: what the backend allocates besides weights and cache
   int64_t cache_bytes_per_token = 0;
   int64_t num_blocks = 0;     ///< of kBlockTokens, per attention group
   int64_t step_tokens = 0;    ///< rows of the largest step
@@ -93,6 +95,8 @@ struct MemoryPlan {
 };
 
 inline constexpr int64_t kBlockTokens = 64;
+/// What the driver takes for a context with our kernels and a BLAS library's, on a device where nothing else runs.
+inline constexpr int64_t kCudaContextBytes = int64_t{640} << 20;
 
 /// Plans one rank. A plan that does not fit is a value with `fits` false and suggestions; only a request without sense
 /// is an error (check_layout, limits below 1, fraction out of range).

@@ -3,8 +3,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 
 #include "dsv3/base/status.h"
+#include "dsv3/kernels/cuda/cuda_ops.h"
 #include "dsv3/model/step_plan.h"
 #include "dsv3/weights/model_config.h"
 #include "dsv3/weights/weight_source.h"
@@ -17,7 +19,8 @@ enum class MtpHidden { kPostNorm, kPreNorm };
 struct ExecutorOptions {
   int tp = 1;                ///< ranks; must divide the heads and the vocabulary
   int num_threads = 1;       ///< of all ranks together
-  bool w8a8 = false;         ///< inputs of fp8 linears rounded to e4m3, as a GPU will; else exact float32
+  bool w8a8 = false;         ///< inputs of fp8 linears rounded to e4m3; else exact (float32 on CPUs, BF16 weights on GPUs)
+  std::optional<CudaOpsOptions> cuda;  ///< ranks run on GPUs, rank r on device cuda->device + r; else on the CPU
   MtpHidden mtp_hidden = MtpHidden::kPostNorm;
   int32_t max_slots = 256;
   int32_t num_blocks = 0;

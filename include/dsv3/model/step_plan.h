@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "dsv3/base/status.h"
+#include "dsv3/kernels/ops.h"
 #include "dsv3/kernels/sampling.h"
 
 namespace dsv3 {
@@ -94,6 +95,8 @@ class Executor {
   virtual Status submit(StepPlan plan) = 0;
   /// Blocks until the oldest submitted step is done. kDeviceLost: no further step will ever work.
   virtual Result<StepResult> wait() = 0;
+  /// Of rank 0's device, after its last step. From any thread.
+  virtual DeviceStats device_stats() const { return {}; }
 };
 
 }  // namespace dsv3

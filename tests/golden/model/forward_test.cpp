@@ -76,8 +76,9 @@ class Network {
       ops->prepare_batch(batch);
       transformer->forward(batch);
       collect(output.logits, prompt.first_row, start, count,
-              [&](std::span<const int32_t> rows) { return transformer->logits(rows); });
-      ops->sample(batch, batch.logit_rows.empty() ? Tensor{} : transformer->logits(batch.logit_rows));
+              [&](std::span<const int32_t> rows) { return transformer->logits_of(rows); });
+      ops->sample(batch, batch.num_logit_rows == 0 ? Tensor{} : transformer->logits(batch));
+      DSV3_CHECK(ops->collect().ok(), "a step must end");
       ops->prepare_draft(batch, nullptr, draft);
       transformer->forward_draft(draft, true);
       // The last row's successor is the sampled token; the reference stops before it.
@@ -85,6 +86,7 @@ class Network {
       collect(output.mtp, prompt.first_mtp_row, start, known, [&](std::span<const int32_t> rows) {
         Batch wanted;
         wanted.logit_rows.assign(rows.begin(), rows.end());
+        wanted.num_logit_rows = static_cast<int64_t>(rows.size());
         return transformer->draft_logits(wanted);
       });
     }

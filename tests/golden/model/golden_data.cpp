@@ -53,6 +53,9 @@ GoldenModel load() {
     prompt.kind = list[i]["kind"];
     prompt.ids = list[i]["token_ids"].get<std::vector<int32_t>>();
     prompt.greedy = list[i]["greedy_ids"].get<std::vector<int32_t>>();
+    for (const auto& best : list[i]["top5_logprobs"]) {
+      prompt.greedy_gaps.push_back(best[0][1].get<double>() - best[1][1].get<double>());
+    }
     prompt.first_row = list[i]["first_row"];
     const std::string number = std::to_string(i);
     prompt.logits = tensors.at("logits." + number);

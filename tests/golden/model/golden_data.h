@@ -15,6 +15,7 @@ struct GoldenPrompt {
   std::string kind;
   std::vector<int32_t> ids;         ///< begin-of-sentence included
   std::vector<int32_t> greedy;      ///< ends with EOS, or is 64 long
+  std::vector<double> greedy_gaps;  ///< of each: logprob of the best token minus that of the second
   int32_t first_row = 0;            ///< position of the first row of `logits`
   std::vector<float> logits;        ///< [ids.size() - first_row, vocab]
   std::vector<float> logits_w8a8;   ///< the same, inputs of FP8 linears rounded
