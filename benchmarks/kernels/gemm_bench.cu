@@ -24,6 +24,7 @@ struct Shape {
 };
 
 const std::vector<Shape>& shapes() {
+  // clang-format off
   static const std::vector<Shape> list = {
       {"q_a+kv_a", 2112, 7168, {{1, 13.7}, {8, 10.5}, {16, 10.2}, {32, 10.2}, {64, 9.2}, {128, 9.9}},
        {{256, 662}, {1024, 1003}, {2048, 998}, {4096, 1343}, {8192, 1133}}},
@@ -46,11 +47,14 @@ const std::vector<Shape>& shapes() {
       {"shared gate+up TP16", 256, 7168, {{1, 9.4}, {8, 9.4}, {16, 9.4}, {32, 0}, {64, 8.5}, {128, 8.6}, {1024, 10.7}, {4096, 16.9}}, {}},
       {"shared down TP8", 7168, 256, {{1, 2.9}, {8, 2.9}, {16, 2.9}, {32, 0}, {64, 3.0}, {128, 3.6}, {1024, 9.2}, {4096, 26.8}}, {}},
       {"shared down TP16", 7168, 128, {{1, 2.4}, {8, 2.4}, {16, 2.4}, {32, 0}, {64, 2.5}, {128, 3.0}, {1024, 8.6}, {4096, 26.2}}, {}},
-      {"dense gate+up", 36864, 7168, {{1, 91.7}, {8, 91.8}, {16, 92.1}, {32, 0}, {64, 93.6}, {128, 97.4}, {1024, 440.4}, {4096, 1684.0}}, {}},
+      {"dense gate+up", 36864, 7168,
+       {{1, 91.7}, {8, 91.8}, {16, 92.1}, {32, 0}, {64, 93.6}, {128, 97.4}, {1024, 440.4}, {4096, 1684.0}}, {}},
       {"dense down", 7168, 18432, {{1, 49.3}, {8, 48.7}, {16, 49.5}, {32, 0}, {64, 50.0}, {128, 50.8}, {1024, 275.7}, {4096, 769.3}}, {}},
-      {"dense gate+up TP8", 4608, 7168, {{1, 16.6}, {8, 15.4}, {16, 15.0}, {32, 0}, {64, 14.6}, {128, 15.8}, {1024, 66.7}, {4096, 232.5}}, {}},
+      {"dense gate+up TP8", 4608, 7168,
+       {{1, 16.6}, {8, 15.4}, {16, 15.0}, {32, 0}, {64, 14.6}, {128, 15.8}, {1024, 66.7}, {4096, 232.5}}, {}},
       {"dense down TP8", 7168, 2304, {{1, 8.4}, {8, 8.4}, {16, 8.4}, {32, 0}, {64, 8.2}, {128, 9.1}, {1024, 37.2}, {4096, 108.8}}, {}},
   };
+  // clang-format on
   return list;
 }
 
@@ -82,14 +86,16 @@ class ShapeBench {
     const bool burst = m >= 256;
     const int launches = std::max(copies_, static_cast<int>(std::min(200.0, 1000.0 / (row.limit_us * 1.3 + 1.0)) + 1));
     const int replays = burst ? 3 : 7, settle_ms = burst ? 80 : 0;
-    const Result<Timing> ours = time_chain(launches, replays, [&](int i, Stream stream) { return run_ours(i, m, stream); }, settle_ms);
+    const Result<Timing> ours = time_chain(
+        launches, replays, [&](int i, Stream stream) { return run_ours(i, m, stream); }, settle_ms);
     if (!ours.ok()) {
       std::fprintf(stderr, "kernel_bench: %s %s: %s\n", kKernel, row.shape.c_str(), ours.status().message().c_str());
       return;
     }
     row.us = ours->us;
     row.spread = ours->spread;
-    const Result<Timing> theirs = time_chain(launches, replays, [&](int i, Stream stream) { return run_cublas(i, m, stream); }, settle_ms);
+    const Result<Timing> theirs = time_chain(
+        launches, replays, [&](int i, Stream stream) { return run_cublas(i, m, stream); }, settle_ms);
     if (theirs.ok()) {
       row.baseline_us = theirs->us;
     } else {

@@ -24,6 +24,7 @@ struct Shape {
 };
 
 const std::vector<Shape>& shapes() {
+  // clang-format off
   static const std::vector<Shape> list = {
       {4096, 7168, 8, 8, {{1, 85}, {4, 85}, {16, 85}, {64, 85}, {128, 88}, {256, 112}},
        {{4096, 199}, {8192, 356}, {16384, 692}, {32768, 1363}, {65536, 2724}}},
@@ -44,6 +45,7 @@ const std::vector<Shape>& shapes() {
       {256, 7168, 256, 256, {{1, 206}, {4, 205}, {16, 205}, {64, 205}, {128, 247}, {256, 348}}, {}},
       {7168, 128, 256, 256, {{1, 177}, {4, 176}, {16, 176}, {64, 176}, {128, 267}, {256, 459}}, {}},
   };
+  // clang-format on
   return list;
 }
 
@@ -75,7 +77,8 @@ class ShapeBench {
  public:
   ShapeBench(const Shape& shape, int64_t max_rows)
       : shape_(shape), bands_((shape.n + 127) / 128), groups_(shape.k / 128), max_rows_(max_rows),
-        copies_(copies_beyond_l2(shape.hit * shape.n * shape.k, std::max<int>(1, static_cast<int>(8'000'000'000 / (shape.experts * shape.n * shape.k))))),
+        copies_(copies_beyond_l2(shape.hit * shape.n * shape.k,
+                                 std::max<int>(1, static_cast<int>(8'000'000'000 / (shape.experts * shape.n * shape.k))))),
         w_(copies_ * shape.experts * shape.n * shape.k, Buffer::Fill::kNormalE4m3, 1),
         w_scales_(copies_ * shape.experts * bands_ * groups_ * 4, Buffer::Fill::kScales, 2),
         x_(max_rows * shape.k, Buffer::Fill::kNormalE4m3, 3), x_scales_(max_rows * groups_ * 4, Buffer::Fill::kScales, 4),
@@ -88,13 +91,15 @@ class ShapeBench {
     const int64_t rows = (tiling.all_rows + tile_rows + 3) / 4 * 4;
     Row row;
     row.kernel = kKernel;
-    row.shape = (prefill ? "prefill " : "decode ") + std::to_string(shape_.n) + "x" + std::to_string(shape_.k) + " E=" + std::to_string(shape_.hit) +
-                (shape_.hit < shape_.experts ? " of " + std::to_string(shape_.experts) : "") + (prefill ? " rows=" : " m=") + std::to_string(point.rows);
+    row.shape = (prefill ? "prefill " : "decode ") + std::to_string(shape_.n) + "x" + std::to_string(shape_.k) +
+                " E=" + std::to_string(shape_.hit) + (shape_.hit < shape_.experts ? " of " + std::to_string(shape_.experts) : "") +
+                (prefill ? " rows=" : " m=") + std::to_string(point.rows);
     if (rows > max_rows_) {
       std::fprintf(stderr, "kernel_bench: %s %s: %lld rows do not fit\n", kKernel, row.shape.c_str(), static_cast<long long>(rows));
       return;
     }
-    const double real_rows = static_cast<double>(rows_each * shape_.hit), n = static_cast<double>(shape_.n), k = static_cast<double>(shape_.k);
+    const double real_rows = static_cast<double>(rows_each * shape_.hit), n = static_cast<double>(shape_.n),
+                 k = static_cast<double>(shape_.k);
     const double hit = static_cast<double>(shape_.hit);
     row.flops = 2.0 * real_rows * n * k;
     row.bytes = hit * n * k + hit * 4.0 * static_cast<double>(bands_ * groups_) + real_rows * (k + k / 32.0 + 2.0 * n);
@@ -105,11 +110,13 @@ class ShapeBench {
 
     const Buffer tiles(static_cast<int64_t>(tiling.tiles.size() * sizeof(ExpertTile)), Buffer::Fill::kZero);
     const Buffer count(4, Buffer::Fill::kZero);
-    if (cudaMemcpy(tiles.as<void>(), tiling.tiles.data(), tiling.tiles.size() * sizeof(ExpertTile), cudaMemcpyHostToDevice) != cudaSuccess ||
+    if (cudaMemcpy(tiles.as<void>(), tiling.tiles.data(), tiling.tiles.size() * sizeof(ExpertTile), cudaMemcpyHostToDevice) !=
+            cudaSuccess ||
         cudaMemcpy(count.as<void>(), &tiling.count, 4, cudaMemcpyHostToDevice) != cudaSuccess) {
       std::fprintf(stderr, "kernel_bench: %s: cannot copy the tiles\n", kKernel);
       return;
     }
+    cudaDeviceSynchronize();  // streams of time_chain do not wait for these copies
     const ExpertTiles list{tiles.as<ExpertTile>(), count.as<int32_t>(), static_cast<int32_t>(tiling.tiles.size()), tile_rows};
     const Fp8Rows x{x_.as<uint8_t>(), x_scales_.as<float>(), rows, shape_.k, rows};
     const Bf16Matrix y{y_.as<Bf16>(), rows, shape_.n, shape_.n};
@@ -141,8 +148,8 @@ class ShapeBench {
  private:
   Fp8Weight weight(int i) const {
     const int64_t copy = i % copies_;
-    return {w_.as<uint8_t>() + copy * shape_.experts * shape_.n * shape_.k, w_scales_.as<float>() + copy * shape_.experts * bands_ * groups_,
-            shape_.n, shape_.k, shape_.experts};
+    return {w_.as<uint8_t>() + copy * shape_.experts * shape_.n * shape_.k,
+            w_scales_.as<float>() + copy * shape_.experts * bands_ * groups_, shape_.n, shape_.k, shape_.experts};
   }
 
   const Shape& shape_;

@@ -64,7 +64,8 @@ __device__ float2 normal_pair(uint64_t index, uint32_t seed) {
 /// Each thread fills words of 4 bytes: 4 e4m3, 2 BF16 or one float.
 __global__ void fill_kernel(uint32_t* words, int64_t count, Buffer::Fill fill, uint32_t seed) {
   constexpr float kE4m3Sigma = 100.0f;  // as quantized activations, whose largest of 128 is 448
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     const float2 a = normal_pair(2 * i, seed);
     uint32_t word = 0;
     if (fill == Buffer::Fill::kNormalE4m3) {

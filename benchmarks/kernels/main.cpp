@@ -17,6 +17,7 @@ struct Benchmark {
   const char* name;
   void (*run)(const Options&, Report&);
 };
+// clang-format off
 constexpr Benchmark kBenchmarks[] = {
     {"gemm", bench_gemm},
     {"grouped_gemm", bench_grouped_gemm},
@@ -25,6 +26,7 @@ constexpr Benchmark kBenchmarks[] = {
     {"rows", bench_rows},
     {"sampling", bench_sampling},
 };
+// clang-format on
 
 }  // namespace
 

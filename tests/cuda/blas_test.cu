@@ -44,12 +44,15 @@ void check_dense(Blas& blas, int64_t m, int64_t n, int64_t k) {
     if (time == 1) EXPECT_TRUE(same_bits(first, got)) << name << ": other bits the second time";
     first = got;
   }
-  if (m > 0) expect_close(as_floats(first), reference_product(Bf16View{x.get(), x_stride}, Bf16View{w.get(), k}, m, n, k), n, std::is_same_v<T, float>, name);
+  if (m > 0)
+    expect_close(as_floats(first), reference_product(Bf16View{x.get(), x_stride}, Bf16View{w.get(), k}, m, n, k), n,
+                 std::is_same_v<T, float>, name);
   EXPECT_TRUE(y.guards_intact()) << name;
 }
 
 TEST_F(CudaBlas, Bf16) {
-  for (const auto& [m, n, k] : {std::array<int64_t, 3>{0, 64, 64}, {1, 256, 7168}, {3, 72, 136}, {64, 512, 512}, {65, 136, 1000}, {130, 264, 256}}) {
+  for (const auto& [m, n, k] :
+       {std::array<int64_t, 3>{0, 64, 64}, {1, 256, 7168}, {3, 72, 136}, {64, 512, 512}, {65, 136, 1000}, {130, 264, 256}}) {
     check_dense<Bf16, Bf16Matrix>(*blas_, m, n, k);
     check_dense<float, F32Matrix>(*blas_, m, n, k);
   }
@@ -60,13 +63,15 @@ TEST_F(CudaBlas, HeadProduct) {
     int64_t rows, heads, n, k;
     bool transposed;
   };
-  for (const Case& c : {Case{1, 16, 512, 128, true}, Case{66, 3, 512, 128, true}, Case{1, 16, 128, 512, false}, Case{66, 3, 128, 512, false},
-                        Case{0, 2, 128, 512, false}}) {
+  for (const Case& c : {Case{1, 16, 512, 128, true}, Case{66, 3, 512, 128, true}, Case{1, 16, 128, 512, false},
+                        Case{66, 3, 128, 512, false}, Case{0, 2, 128, 512, false}}) {
     const std::string name = std::to_string(c.rows) + " rows, n " + std::to_string(c.n) + (c.transposed ? ", transposed" : "");
     const int64_t x_head = c.k + 64, x_row = c.heads * x_head, y_head = c.n + 8, y_row = c.heads * y_head;
     const int64_t w_stride = c.transposed ? c.n : c.k, w_head = 256 * 512;  // W_UK and W_UV of a head lie one behind the other
-    const Guarded<Bf16> x(random_bf16(c.rows * x_row, 21)), w(random_bf16(c.heads * w_head, 22, 0.1f)), y(static_cast<size_t>(c.rows * y_row));
-    EXPECT_OK(blas_->head_product({x.get(), x_row, x_head, w.get(), w_head, w_stride, c.transposed, y.get(), y_row, y_head, c.rows, c.heads, c.n, c.k}, nullptr));
+    const Guarded<Bf16> x(random_bf16(c.rows * x_row, 21)), w(random_bf16(c.heads * w_head, 22, 0.1f)),
+        y(static_cast<size_t>(c.rows * y_row));
+    EXPECT_OK(blas_->head_product(
+        {x.get(), x_row, x_head, w.get(), w_head, w_stride, c.transposed, y.get(), y_row, y_head, c.rows, c.heads, c.n, c.k}, nullptr));
     expect_synced();
     const std::vector<Bf16> all = rows_of(y.download(), c.rows * c.heads, c.n, y_head, name);
     for (int64_t head = 0; head < c.heads && c.rows > 0; ++head) {

@@ -1,5 +1,6 @@
 // The readable products against float64: ragged sizes, strides, padding that holds NaN, and the same bits in any batch.
 #include "kernels/cuda/gemm/gemm.h"
+#include "kernels/cuda/gemm/simple_tile.cuh"
 #include "simple_reference.cuh"
 
 namespace dsv3::cuda {
@@ -15,9 +16,13 @@ struct Size {
 template <class T>
 struct MatrixOf;
 template <>
-struct MatrixOf<Bf16> { using type = Bf16Matrix; };
+struct MatrixOf<Bf16> {
+  using type = Bf16Matrix;
+};
 template <>
-struct MatrixOf<float> { using type = F32Matrix; };
+struct MatrixOf<float> {
+  using type = F32Matrix;
+};
 
 /// x with gaps of NaN between its rows, W, and y with gaps that must stay as they are.
 template <class T>
@@ -33,7 +38,8 @@ struct Bf16Case {
   /// Rows [begin, begin + rows) alone.
   void run(int64_t begin, int64_t rows) {
     const Bf16Matrix xs{x.get() + begin * x_stride, rows, size.k, x_stride};
-    EXPECT_OK(simple_bf16_gemm(xs, Bf16Weight{w.get(), size.n, size.k, 1}, typename MatrixOf<T>::type{y.get() + begin * y_stride, rows, size.n, y_stride}, nullptr));
+    EXPECT_OK(simple_bf16_gemm(xs, Bf16Weight{w.get(), size.n, size.k, 1},
+                               typename MatrixOf<T>::type{y.get() + begin * y_stride, rows, size.n, y_stride}, nullptr));
     expect_synced();
   }
   std::vector<T> result() const { return rows_of(y.download(), size.m, size.n, y_stride, size.name()); }
@@ -62,7 +68,7 @@ void check_bf16(const Size& size) {
 TEST(SimpleGemm, Bf16) {
   DSV3_NEEDS_GPU();
   for (const Size& size : {Size{0, 64, 64}, Size{1, 64, 64}, Size{1, 1, 8}, Size{3, 72, 136}, Size{64, 64, 512}, Size{65, 130, 1000},
-                           Size{127, 129, 264}, Size{200, 256, 192}, Size{16, 256, 7168}, Size{2100, 300, 64}}) {
+                           Size{127, 129, 264}, Size{200, 256, 192}, Size{16, 256, 7168}, Size{2100, 1100, 136}}) {
     check_bf16<Bf16>(size);
     check_bf16<float>(size);
   }
@@ -76,7 +82,7 @@ TEST(SimpleGemm, LargeBf16) {
 /// All rows at once, then in parts that use other tiles and other places in them.
 TEST(SimpleGemm, Bf16RowsHaveTheSameBitsInAnyBatch) {
   DSV3_NEEDS_GPU();
-  Bf16Case<float> c({200, 136, 712}, 7);
+  Bf16Case<float> c({200, 8520, 712}, 7);  // together in large tiles, in parts in small ones
   c.run(0, 200);
   const std::vector<float> together = c.result();
   for (const int64_t part : {1, 7, 16, 64, 100}) {
@@ -89,9 +95,9 @@ TEST(SimpleGemm, Bf16RowsHaveTheSameBitsInAnyBatch) {
 /// FP8 operands on the device. Rows of x that `valid` leaves out hold NaN, and so do their scales.
 struct Fp8Case {
   Fp8Case(const Size& s, int64_t experts, const std::vector<bool>& valid, uint32_t seed)
-      : size(s), scale_stride((s.m + 3) / 4 * 4), x(static_cast<size_t>(s.m * s.k)), x_scales(static_cast<size_t>(s.k / 128 * scale_stride)),
-        w(random_e4m3(experts * s.n * s.k, seed + 1)), w_scales(random_scales(experts * ((s.n + 127) / 128) * (s.k / 128), seed + 2)),
-        y(static_cast<size_t>(s.m * s.n)) {
+      : size(s), scale_stride((s.m + 3) / 4 * 4), x(static_cast<size_t>(s.m * s.k)),
+        x_scales(static_cast<size_t>(s.k / 128 * scale_stride)), w(random_e4m3(experts * s.n * s.k, seed + 1)),
+        w_scales(random_scales(experts * ((s.n + 127) / 128) * (s.k / 128), seed + 2)), y(static_cast<size_t>(s.m * s.n)) {
     std::vector<uint8_t> codes = random_e4m3(s.m * s.k, seed);
     std::vector<float> scales = random_scales(s.k / 128 * scale_stride, seed + 3);
     for (int64_t row = 0; row < s.m; ++row) {
@@ -124,8 +130,8 @@ struct Fp8Case {
 
 TEST(SimpleGemm, Fp8) {
   DSV3_NEEDS_GPU();
-  for (const Size& size : {Size{0, 128, 128}, Size{1, 128, 128}, Size{5, 72, 256}, Size{64, 256, 384}, Size{67, 200, 1024}, Size{130, 576, 512},
-                           Size{8, 256, 7168}}) {
+  for (const Size& size : {Size{0, 128, 128}, Size{1, 128, 128}, Size{5, 72, 256}, Size{64, 256, 384}, Size{67, 200, 1024},
+                           Size{130, 576, 512}, Size{8, 256, 7168}}) {
     Fp8Case c(size, 1, {}, static_cast<uint32_t>(size.m + size.n));
     EXPECT_OK(simple_fp8_gemm(c.rows(), c.weight, c.out(), nullptr));
     expect_synced();
@@ -172,7 +178,7 @@ struct Grouping {
     valid.resize(valid.size() + static_cast<size_t>(tile_rows), false);  // rows that may be read past the last tile
     rows = static_cast<int64_t>(valid.size());
     used = static_cast<int32_t>(tiles.size());
-    for (int i = 0; i < 3; ++i) tiles.push_back({1 << 20, 1 << 28, tile_rows, 0});
+    for (int i = 0; i < 80; ++i) tiles.push_back({1 << 20, 1 << 28, tile_rows, 0});
   }
   std::vector<int64_t> begin;
   std::vector<bool> valid;
@@ -193,7 +199,8 @@ void check_grouped(const std::vector<Bf16>& y, const Grouping& g, const std::vec
   }
   for (int64_t row = 0; row < g.rows; ++row) {
     if (g.valid[static_cast<size_t>(row)]) continue;
-    const bool untouched = std::all_of(y.begin() + row * n, y.begin() + (row + 1) * n, [](Bf16 v) { return __bfloat16_as_ushort(v) == 0xFFFF; });
+    const bool untouched =
+        std::all_of(y.begin() + row * n, y.begin() + (row + 1) * n, [](Bf16 v) { return __bfloat16_as_ushort(v) == 0xFFFF; });
     EXPECT_TRUE(untouched) << name << ": padding row " << row << " was written";
   }
 }
@@ -212,7 +219,8 @@ TEST(SimpleGemm, Grouped) {
     Fp8Case fp8(size, static_cast<int64_t>(counts.size()), g.valid, 11);
     EXPECT_OK(simple_fp8_grouped_gemm(fp8.rows(), fp8.weight, list, fp8.out(), nullptr));
     expect_synced();
-    check_grouped(fp8.y.download(), g, counts, size.n, "FP8, " + name, [&](int64_t begin, int64_t rows, int64_t e) { return fp8.want(begin, rows, e); });
+    check_grouped(fp8.y.download(), g, counts, size.n, "FP8, " + name,
+                  [&](int64_t begin, int64_t rows, int64_t e) { return fp8.want(begin, rows, e); });
     EXPECT_TRUE(fp8.y.guards_intact()) << name;
 
     std::vector<Bf16> values = random_bf16(size.m * size.k, 12);
@@ -222,10 +230,12 @@ TEST(SimpleGemm, Grouped) {
     const Guarded<Bf16> x(values), w(random_bf16(static_cast<int64_t>(counts.size()) * size.n * size.k, 13, 0.05f));
     const Guarded<Bf16> y(static_cast<size_t>(size.m * size.n));
     const Bf16Weight weight{w.get(), size.n, size.k, static_cast<int64_t>(counts.size())};
-    EXPECT_OK(simple_bf16_grouped_gemm(Bf16Matrix{x.get(), size.m, size.k, size.k}, weight, list, Bf16Matrix{y.get(), size.m, size.n, size.n}, nullptr));
+    EXPECT_OK(simple_bf16_grouped_gemm(Bf16Matrix{x.get(), size.m, size.k, size.k}, weight, list,
+                                       Bf16Matrix{y.get(), size.m, size.n, size.n}, nullptr));
     expect_synced();
     check_grouped(y.download(), g, counts, size.n, "BF16, " + name, [&](int64_t begin, int64_t rows, int64_t e) {
-      return reference_product(Bf16View{x.get() + begin * size.k, size.k}, Bf16View{w.get() + e * size.n * size.k, size.k}, rows, size.n, size.k);
+      return reference_product(Bf16View{x.get() + begin * size.k, size.k}, Bf16View{w.get() + e * size.n * size.k, size.k}, rows, size.n,
+                               size.k);
     });
     EXPECT_TRUE(y.guards_intact()) << name;
   }
@@ -243,8 +253,10 @@ TEST(SimpleGemm, HeadProduct) {
     const std::string name = std::to_string(c.rows) + " rows, n " + std::to_string(c.n) + (c.transposed ? ", transposed" : "");
     const int64_t x_head = c.k + 64, x_row = c.heads * x_head, y_head = c.n + 4, y_row = c.heads * y_head;
     const int64_t w_stride = (c.transposed ? c.n : c.k) + 8, w_head = w_stride * (c.transposed ? c.k : c.n) + 128;
-    const Guarded<Bf16> x(random_bf16(c.rows * x_row, 21)), w(random_bf16(c.heads * w_head, 22, 0.1f)), y(static_cast<size_t>(c.rows * y_row));
-    EXPECT_OK(simple_head_product({x.get(), x_row, x_head, w.get(), w_head, w_stride, c.transposed, y.get(), y_row, y_head, c.rows, c.heads, c.n, c.k}, nullptr));
+    const Guarded<Bf16> x(random_bf16(c.rows * x_row, 21)), w(random_bf16(c.heads * w_head, 22, 0.1f)),
+        y(static_cast<size_t>(c.rows * y_row));
+    EXPECT_OK(simple_head_product(
+        {x.get(), x_row, x_head, w.get(), w_head, w_stride, c.transposed, y.get(), y_row, y_head, c.rows, c.heads, c.n, c.k}, nullptr));
     expect_synced();
     const std::vector<Bf16> all = rows_of(y.download(), c.rows * c.heads, c.n, y_head, name);
     for (int64_t head = 0; head < c.heads && c.rows > 0; ++head) {
@@ -259,17 +271,27 @@ TEST(SimpleGemm, HeadProduct) {
   }
 }
 
+TEST(SimpleGemm, LargeTilesOnlyWhereTheyFillTheDevice) {
+  EXPECT_FALSE(simple::prefer_large_tile(64, 1000, 4096, 132));  // no tile has more than 64 rows
+  EXPECT_FALSE(simple::prefer_large_tile(128, 1, 256, 132));
+  EXPECT_TRUE(simple::prefer_large_tile(1024, 1, 2112, 132));  // 8 * 17 tiles
+  EXPECT_TRUE(simple::prefer_large_tile(128, 66, 200, 132));   // 66 * 2
+  EXPECT_FALSE(simple::prefer_large_tile(128, 65, 200, 132));
+}
+
 /// Launchers refuse before they touch the device, so this needs none.
 TEST(SimpleGemm, RefusesWhatItCannotDo) {
   auto* bf16 = reinterpret_cast<Bf16*>(uintptr_t{1 << 20});
   auto* bytes = reinterpret_cast<uint8_t*>(uintptr_t{1 << 20});
   auto* scales = reinterpret_cast<float*>(uintptr_t{1 << 20});
   const Bf16Matrix y{bf16, 4, 64, 64};
-  EXPECT_EQ(simple_bf16_gemm(Bf16Matrix{bf16, 4, 60, 64}, Bf16Weight{bf16, 64, 60, 1}, y, nullptr).code(), Code::kInternal);       // k % 8
-  EXPECT_EQ(simple_bf16_gemm(Bf16Matrix{bf16, 4, 64, 68}, Bf16Weight{bf16, 64, 64, 1}, y, nullptr).code(), Code::kInternal);       // stride
-  EXPECT_EQ(simple_bf16_gemm(Bf16Matrix{bf16 + 1, 4, 64, 64}, Bf16Weight{bf16, 64, 64, 1}, y, nullptr).code(), Code::kInternal);   // alignment
-  EXPECT_EQ(simple_bf16_gemm(Bf16Matrix{bf16, 5, 64, 64}, Bf16Weight{bf16, 64, 64, 1}, y, nullptr).code(), Code::kInternal);       // rows of y
-  EXPECT_EQ(simple_fp8_gemm(Fp8Rows{bytes, scales, 4, 64, 4}, Fp8Weight{bytes, scales, 64, 64, 1}, y, nullptr).code(), Code::kInternal);  // k % 128
+  EXPECT_EQ(simple_bf16_gemm(Bf16Matrix{bf16, 4, 60, 64}, Bf16Weight{bf16, 64, 60, 1}, y, nullptr).code(), Code::kInternal);  // k % 8
+  EXPECT_EQ(simple_bf16_gemm(Bf16Matrix{bf16, 4, 64, 68}, Bf16Weight{bf16, 64, 64, 1}, y, nullptr).code(), Code::kInternal);  // stride
+  EXPECT_EQ(simple_bf16_gemm(Bf16Matrix{bf16 + 1, 4, 64, 64}, Bf16Weight{bf16, 64, 64, 1}, y, nullptr).code(),
+            Code::kInternal);                                                                                                 // alignment
+  EXPECT_EQ(simple_bf16_gemm(Bf16Matrix{bf16, 5, 64, 64}, Bf16Weight{bf16, 64, 64, 1}, y, nullptr).code(), Code::kInternal);  // rows of y
+  EXPECT_EQ(simple_fp8_gemm(Fp8Rows{bytes, scales, 4, 64, 4}, Fp8Weight{bytes, scales, 64, 64, 1}, y, nullptr).code(),
+            Code::kInternal);  // k % 128
   EXPECT_EQ(simple_fp8_gemm(Fp8Rows{bytes, nullptr, 4, 128, 4}, Fp8Weight{bytes, scales, 64, 128, 1}, y, nullptr).code(), Code::kInternal);
   EXPECT_TRUE(simple_bf16_gemm(Bf16Matrix{bf16, 0, 64, 64}, Bf16Weight{bf16, 64, 64, 1}, Bf16Matrix{bf16, 0, 64, 64}, nullptr).ok());
 }

@@ -12,9 +12,7 @@ struct Bf16View {
   int64_t row_stride, col_stride = 1;
   __device__ double at(int64_t row, int64_t col) const { return __bfloat162float(data[row * row_stride + col * col_stride]); }
 };
-__device__ inline double e4m3_value(uint8_t code) {
-  return __half2float(__half(__nv_cvt_fp8_to_halfraw(code, __NV_E4M3)));
-}
+__device__ inline double e4m3_value(uint8_t code) { return __half2float(__half(__nv_cvt_fp8_to_halfraw(code, __NV_E4M3))); }
 struct Fp8RowsView {
   const uint8_t* data;
   const float* scales;
@@ -76,7 +74,8 @@ std::vector<T> rows_of(const std::vector<T>& all, int64_t rows, int64_t cols, in
     const T* begin = all.data() + row * stride;
     picked.insert(picked.end(), begin, begin + cols);
     const auto* gap = reinterpret_cast<const uint8_t*>(begin + cols);
-    const bool untouched = std::all_of(gap, gap + static_cast<size_t>(stride - cols) * sizeof(T), [](uint8_t byte) { return byte == 0xFF; });
+    const bool untouched =
+        std::all_of(gap, gap + static_cast<size_t>(stride - cols) * sizeof(T), [](uint8_t byte) { return byte == 0xFF; });
     EXPECT_TRUE(untouched) << name << ": written beyond row " << row;
   }
   return picked;
@@ -95,8 +94,9 @@ inline std::vector<float> as_floats(const std::vector<float>& values) { return v
 inline std::vector<float> as_floats(const std::vector<Bf16>& values) { return from_bf16(values); }
 template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && std::equal(reinterpret_cast<const uint8_t*>(a.data()), reinterpret_cast<const uint8_t*>(a.data() + a.size()),
-                                            reinterpret_cast<const uint8_t*>(b.data()));
+  return a.size() == b.size() &&
+         std::equal(reinterpret_cast<const uint8_t*>(a.data()), reinterpret_cast<const uint8_t*>(a.data() + a.size()),
+                    reinterpret_cast<const uint8_t*>(b.data()));
 }
 
 }  // namespace dsv3::cuda::testing

@@ -58,8 +58,22 @@ uint32_t alignment_of(const void* p) {
 /// Everything that a plan depends on.
 using Key = std::array<int64_t, 16>;
 Key key_of(const Problem& p) {
-  return {static_cast<int64_t>(p.kind), p.w_by_k, p.m, p.n, p.k, p.heads, p.x_row, p.x_head, p.w_row, p.w_head, p.y_row, p.y_head,
-          alignment_of(p.x), alignment_of(p.w), alignment_of(p.y), 0};
+  return {static_cast<int64_t>(p.kind),
+          p.w_by_k,
+          p.m,
+          p.n,
+          p.k,
+          p.heads,
+          p.x_row,
+          p.x_head,
+          p.w_row,
+          p.w_head,
+          p.y_row,
+          p.y_head,
+          alignment_of(p.x),
+          alignment_of(p.w),
+          alignment_of(p.y),
+          0};
 }
 struct KeyHash {
   size_t operator()(const Key& key) const {
@@ -99,9 +113,9 @@ Result<Layout> make_layout(cudaDataType_t type, int64_t rows, int64_t cols, int6
   if (heads > 1) {
     const auto count = static_cast<int32_t>(heads);
     DSV3_TRY(blas_status(cublasLtMatrixLayoutSetAttribute(raw, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof(count)), "batch count"));
-    DSV3_TRY(blas_status(
-        cublasLtMatrixLayoutSetAttribute(raw, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &head_stride, sizeof(head_stride)),
-        "batch stride"));
+    DSV3_TRY(
+        blas_status(cublasLtMatrixLayoutSetAttribute(raw, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &head_stride, sizeof(head_stride)),
+                    "batch stride"));
   }
   return layout;
 }
@@ -251,8 +265,9 @@ class LtBlas final : public Blas {
     const auto end = candidates.begin() + (status == CUBLAS_STATUS_SUCCESS ? count : 0);
     const auto best = std::find_if(candidates.begin(), end, [](const auto& candidate) { return candidate.state == CUBLAS_STATUS_SUCCESS; });
     if (best == end) {
-      plan.unsupported = Status(Code::kUnsupported, "cuBLASLt has no kernel for m = " + std::to_string(p.m) + ", n = " + std::to_string(p.n) +
-                                                        ", k = " + std::to_string(p.k) + ", heads = " + std::to_string(p.heads));
+      plan.unsupported =
+          Status(Code::kUnsupported, "cuBLASLt has no kernel for m = " + std::to_string(p.m) + ", n = " + std::to_string(p.n) +
+                                         ", k = " + std::to_string(p.k) + ", heads = " + std::to_string(p.heads));
       return plan;
     }
     plan.algo = best->algo;

@@ -28,7 +28,8 @@ Status enqueue(const char* name, Params p, int tile_rows, int max_tiles, int64_t
   p.n_blocks = (p.n + Tile::cols - 1) / Tile::cols;
   const int64_t blocks = static_cast<int64_t>(p.m_blocks) * p.n_blocks;
   if (blocks == 0 || heads == 0) return {};
-  if (blocks > INT32_MAX || heads > 65535) return wrong(name, "too many blocks: " + std::to_string(blocks) + " of " + std::to_string(heads));
+  if (blocks > INT32_MAX || heads > 65535)
+    return wrong(name, "too many blocks: " + std::to_string(blocks) + " of " + std::to_string(heads));
   constexpr int kBytes = simple::shared_bytes<Tile, kOperands>();
   DSV3_TRY(allow_shared_bytes(name, simple::product_kernel<Tile, kOperands>, kBytes));
   LaunchShape shape;
@@ -40,7 +41,8 @@ Status enqueue(const char* name, Params p, int tile_rows, int max_tiles, int64_t
 
 /// Sizes and alignment that all products need: 16-byte pieces of x and W.
 Status check_operands(const char* name, const Params& p, int64_t n, int64_t k, int64_t elements_of_16_bytes, int64_t k_multiple) {
-  if (n <= 0 || n > INT32_MAX / 2 || k <= 0 || k > INT32_MAX / 2) return wrong(name, "n = " + std::to_string(n) + ", k = " + std::to_string(k));
+  if (n <= 0 || n > INT32_MAX / 2 || k <= 0 || k > INT32_MAX / 2)
+    return wrong(name, "n = " + std::to_string(n) + ", k = " + std::to_string(k));
   if (k % k_multiple != 0) return wrong(name, "k = " + std::to_string(k) + " is no multiple of " + std::to_string(k_multiple));
   if (p.rows < 0 || p.rows > INT32_MAX / 2) return wrong(name, "rows = " + std::to_string(p.rows));
   if (p.x == nullptr || p.w == nullptr || p.y == nullptr) return wrong(name, "no data");
@@ -103,8 +105,11 @@ Status bf16_product(const char* name, const Bf16Matrix& x, const Bf16Weight& w, 
     if (tiles->max_tiles == 0) return {};
   }
   const int max_tiles = tiles != nullptr ? tiles->max_tiles : 0;
-  if (tile_rows > SmallTile::rows) return enqueue<LargeTile, Operands::kBf16>(name, p, static_cast<int>(tile_rows), max_tiles, 1, stream);
-  return enqueue<SmallTile, Operands::kBf16>(name, p, static_cast<int>(tile_rows), max_tiles, 1, stream);
+  const int rows = static_cast<int>(tile_rows);
+  if (simple::prefer_large_tile(tile_rows, tiles != nullptr ? max_tiles : 1, w.n, sm_count())) {
+    return enqueue<LargeTile, Operands::kBf16>(name, p, rows, max_tiles, 1, stream);
+  }
+  return enqueue<SmallTile, Operands::kBf16>(name, p, rows, max_tiles, 1, stream);
 }
 
 Status fp8_product(const char* name, const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles* tiles, const Bf16Matrix& y, Stream stream) {

@@ -22,13 +22,25 @@ struct LargeTile {
   static constexpr bool skip_empty_rows = false;
 };
 
+/// Whether `tiles` runs of up to `rows` rows each make enough large tiles to fill the device. Free to choose: bits do not depend on
+/// the tile.
+inline bool prefer_large_tile(int64_t rows, int64_t tiles, int64_t n, int multiprocessors) {
+  if (rows <= SmallTile::rows) return false;
+  const int64_t blocks = tiles * ((rows + LargeTile::rows - 1) / LargeTile::rows) * ((n + LargeTile::cols - 1) / LargeTile::cols);
+  return blocks >= multiprocessors;
+}
+
 /// How x and W lie: BF16 with W [n, k]; BF16 with W [k, n]; e4m3 with W [n, k] and scales.
 enum class Operands { kBf16, kBf16Transposed, kFp8 };
 
 template <class Tile, Operands kOperands>
-constexpr int stage_count() { return kOperands == Operands::kFp8 ? 2 : Tile::stages; }
+constexpr int stage_count() {
+  return kOperands == Operands::kFp8 ? 2 : Tile::stages;
+}
 template <class Tile, Operands kOperands>
-constexpr int shared_bytes() { return stage_count<Tile, kOperands>() * (Tile::rows + Tile::cols) * kDepth * 2; }
+constexpr int shared_bytes() {
+  return stage_count<Tile, kOperands>() * (Tile::rows + Tile::cols) * kDepth * 2;
+}
 
 struct Params {
   const void* x = nullptr;
@@ -42,7 +54,7 @@ struct Params {
   const float* w_scales = nullptr;  ///< FP8: [expert][ceil(n / 128)][k / 128]
   int64_t rows = 0;
   int n = 0, k = 0;
-  int m_blocks = 0, n_blocks = 0;   ///< the grid is (m_blocks * n_blocks, heads)
+  int m_blocks = 0, n_blocks = 0;     ///< the grid is (m_blocks * n_blocks, heads)
   const ExpertTile* tiles = nullptr;  ///< grouped: m block b is part b % blocks_per_tile of tile b / blocks_per_tile
   const int32_t* tile_count = nullptr;
   int blocks_per_tile = 1;
@@ -158,7 +170,7 @@ __device__ inline void store_pair(const Params& p, int64_t head, int64_t row, in
 }
 
 template <class Tile, Operands kOperands>
-__global__ void __launch_bounds__(Tile::warps_m * Tile::warps_n * 32, Tile::min_blocks) product_kernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(Tile::warps_m* Tile::warps_n * 32, Tile::min_blocks) product_kernel(const __grid_constant__ Params p) {
   constexpr int kThreads = Tile::warps_m * Tile::warps_n * 32;
   constexpr int kStages = stage_count<Tile, kOperands>();
   constexpr int kWarpRows = Tile::rows / Tile::warps_m, kWarpCols = Tile::cols / Tile::warps_n;
@@ -178,7 +190,8 @@ __global__ void __launch_bounds__(Tile::warps_m * Tile::warps_n * 32, Tile::min_
   const int cols = min(Tile::cols, p.n - place.col_begin);
   const int steps = (p.k + kDepth - 1) / kDepth;
   const int64_t x_offset = head * p.x_batch + place.row_begin * p.x_row;
-  const int64_t w_offset = (p.tiles != nullptr ? place.expert : head) * p.w_batch + (kTransposed ? place.col_begin : place.col_begin * p.w_row);
+  const int64_t w_offset =
+      (p.tiles != nullptr ? place.expert : head) * p.w_batch + (kTransposed ? place.col_begin : place.col_begin * p.w_row);
   Fp8Pieces<Tile::rows, kThreads> x_pieces;
   Fp8Pieces<Tile::cols, kThreads> w_pieces;
 
