@@ -28,6 +28,10 @@ CudaOps::~CudaOps() {
   loader_.reset();
   if (stream_ != nullptr) cudaStreamSynchronize(stream_);
   for (auto& [batch, graph] : graphs_) cudaGraphExecDestroy(graph);
+  for (const auto& times : times_) {
+    if (times.begin != nullptr) cudaEventDestroy(times.begin);
+    if (times.end != nullptr) cudaEventDestroy(times.end);
+  }
   slots_.reset();
   blas_.reset();
   if (stream_ != nullptr) cudaStreamDestroy(stream_);
@@ -35,6 +39,10 @@ CudaOps::~CudaOps() {
 
 Status CudaOps::open() {
   DSV3_TRY(cuda_status(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreate"));
+  for (auto& times : times_) {
+    DSV3_TRY(cuda_status(cudaEventCreate(&times.begin), "cudaEventCreate"));
+    DSV3_TRY(cuda_status(cudaEventCreate(&times.end), "cudaEventCreate"));
+  }
   DSV3_ASSIGN(arena_, Arena::create(options_.memory));
   loader_ = std::make_unique<WeightLoader>(options_.device, options_.loader_threads);
   const auto step = [&](std::string_view name, int64_t bytes) { return arena_->take(Arena::Part::kStep, name, bytes); };
@@ -124,7 +132,7 @@ DeviceStats CudaOps::device_stats() const {
     }
   }
   return {.bytes_in_use = arena_->total_bytes(), .allocations_after_ready = allocations_after_ready_, .graph_steps = graph_steps_,
-          .eager_steps = eager_steps_};
+          .eager_steps = eager_steps_, .busy_us = busy_us_, .gap_us = gap_us_, .timed_steps = graph_steps_ + eager_steps_, .gaps = gaps_};
 }
 
 Status CudaOps::set_ready() {
@@ -133,7 +141,8 @@ Status CudaOps::set_ready() {
   size_t free_bytes = 0, total_bytes = 0;
   DSV3_TRY(cuda_status(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo"));
   least_free_ = static_cast<int64_t>(free_bytes);
-  graph_steps_ = eager_steps_ = 0;
+  graph_steps_ = eager_steps_ = gaps_ = 0;
+  busy_us_ = gap_us_ = 0;
   ready_ = true;
   return {};
 }
@@ -209,6 +218,10 @@ void CudaOps::run(Batch&, bool once, const std::function<void()>& pass) {
   };
   pending_results_.push_back(num_results_);
   if (!fault_.ok()) return;
+  StepTimes& times = times_[static_cast<size_t>(launched_ % 3)];
+  times.followed = launched_ > collected_;
+  ++launched_;
+  note(cuda_status(cudaEventRecord(times.begin, stream_), "step"));
   const auto found = once ? graphs_.end() : graphs_.find(graph_batch_);
   if (found != graphs_.end()) {
     note(cuda_status(cudaGraphLaunch(found->second, stream_), "decode graph"));
@@ -223,7 +236,20 @@ void CudaOps::run(Batch&, bool once, const std::function<void()>& pass) {
       if (fault_.ok()) graphs_.emplace(graph_batch_, graph);
     }
   }
+  note(cuda_status(cudaEventRecord(times.end, stream_), "step"));
   note(slots_->end_step(stream_));
+}
+
+/// Of the step collected last.
+void CudaOps::add_times() {
+  const StepTimes& mine = times_[static_cast<size_t>(collected_ % 3)];
+  float ms = 0;
+  if (cudaEventElapsedTime(&ms, mine.begin, mine.end) == cudaSuccess) busy_us_ += 1e3 * static_cast<double>(ms);
+  if (mine.followed && cudaEventElapsedTime(&ms, times_[static_cast<size_t>((collected_ + 2) % 3)].end, mine.begin) == cudaSuccess) {
+    gap_us_ += 1e3 * static_cast<double>(ms);
+    ++gaps_;
+  }
+  ++collected_;
 }
 
 Status CudaOps::capture(const std::function<void()>& body, cudaGraphExec_t* graph) {
@@ -294,6 +320,7 @@ Result<std::vector<SegmentResult>> CudaOps::collect() {
     note(results.status());
     return fault_;
   }
+  add_times();
   results->resize(wanted);  // what follows are paddings
   return results;
 }

@@ -4,6 +4,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
 #include <map>
 #include <memory>
 #include <unordered_map>
@@ -151,6 +152,7 @@ class CudaOps final : public Ops {
   /// Absorbed attention of `rows` rows whose turned key parts lie in absorbed_q_ already.
   void absorbed(const MlaDecode& shape, int64_t rows, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
   MlaDecode decode_shape(int64_t cache_layer) const;
+  void add_times();
   Status capture(const std::function<void()>& body, cudaGraphExec_t* graph);
 
   const OpsLimits limits_;
@@ -188,6 +190,15 @@ class CudaOps final : public Ops {
   size_t num_results_ = 0;         // of the batch prepared last
   std::vector<size_t> pending_results_;  // oldest first
   std::map<int32_t, cudaGraphExec_t> graphs_;  // by padded batch
+  /// Device time of the steps under way: when the kernels of a step began and ended.
+  struct StepTimes {
+    cudaEvent_t begin = nullptr, end = nullptr;
+    bool followed = false;   // launched while the step before still ran
+  };
+  std::array<StepTimes, 3> times_;   // two steps under way, and the end of the one before
+  int64_t launched_ = 0, collected_ = 0;
+  double busy_us_ = 0, gap_us_ = 0;
+  int64_t gaps_ = 0;
   bool ready_ = false;
   // The device's free memory at its lowest since set_ready(), and how often it went lower.
   mutable int64_t least_free_ = 0, allocations_after_ready_ = 0, memory_checked_us_ = 0;

@@ -223,6 +223,9 @@ class MetricsImpl final : public Metrics {
     count({"cuda_eager_steps_total", "Steps launched kernel by kernel."}, stats.device.eager_steps);
     count({"device_allocations_after_ready_total", "Device memory taken after the start: always 0."},
           stats.device.allocations_after_ready);
+    out.counter({"device_busy_seconds_total", "Time that steps took on the device."}, stats.device.busy_us * 1e-6);
+    out.counter({"device_gap_seconds_total", "Time between steps that followed each other without a pause."}, stats.device.gap_us * 1e-6);
+    count({"device_gaps_total", "How many such times."}, stats.device.gaps);
     out.gauge({"device_memory_bytes", "Device memory of a rank, all of it taken at the start."}, static_cast<double>(stats.device.bytes_in_use));
     count({"requests_total", "Requests that ended in any way.", {}, {"num_requests_total"}},
           stats.requests_finished + stats.requests_aborted + stats.requests_failed);

@@ -141,6 +141,10 @@ struct DeviceStats {
   int64_t bytes_in_use = 0;
   int64_t allocations_after_ready = 0;
   int64_t graph_steps = 0, eager_steps = 0;  ///< decode steps replayed from a graph; all others
+  /// Time on the device from the first kernel of a step to its last, over all steps; and between the end of a step and the
+  /// beginning of the next, over those that were launched while the one before still ran.
+  double busy_us = 0, gap_us = 0;
+  int64_t timed_steps = 0, gaps = 0;
 };
 
 class Ops {
