@@ -18,13 +18,17 @@ bool aligned(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t
 Status check(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y) {
   const auto text = [](int64_t value) { return std::to_string(value); };
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;
-  if (x.data == nullptr || x.scales == nullptr || w.data == nullptr || w.scales == nullptr || y.data == nullptr) return refuse("null operand");
-  if (w.k <= 0 || w.k % kQuantGroup != 0 || x.cols != w.k) return refuse("x has " + text(x.cols) + " columns, k is " + text(w.k));
-  if (w.n <= 0 || w.n % 8 != 0 || y.cols != w.n) return refuse("y has " + text(y.cols) + " columns, n is " + text(w.n) + ", not a multiple of 8");
+  if (x.data == nullptr || x.scales == nullptr || w.data == nullptr || w.scales == nullptr || y.data == nullptr) {
+    return refuse("null operand");
+  }
+  if (w.k <= 0 || w.k % kQuantGroup != 0 || x.cols != w.k) return refuse("x.cols " + text(x.cols) + ", k " + text(w.k));
+  if (w.n <= 0 || w.n % 8 != 0 || y.cols != w.n) return refuse("y.cols " + text(y.cols) + ", n " + text(w.n));
   if (w.count < 1 || w.count * w.n > kMost || x.rows > kMost || x.scale_stride > kMost) return refuse("more rows than 2^30");
-  if (x.scale_stride < x.rows || x.scale_stride % 4 != 0) return refuse("scale_stride " + text(x.scale_stride) + " for rows " + text(x.rows));
+  if (x.scale_stride < x.rows || x.scale_stride % 4 != 0) return refuse("scale_stride " + text(x.scale_stride));
   if (y.stride < y.cols || y.stride % 8 != 0) return refuse("y.stride " + text(y.stride));
-  if (!aligned(x.data, 128) || !aligned(x.scales, 16) || !aligned(w.data, 16) || !aligned(y.data, 16)) return refuse("operand not aligned");
+  if (!aligned(x.data, 128) || !aligned(x.scales, 16) || !aligned(w.data, 16) || !aligned(y.data, 16)) {
+    return refuse("operand not aligned");
+  }
   return {};
 }
 
@@ -94,7 +98,8 @@ Status fp8_grouped_gemm_tiles_with(TileShape tile, const Fp8Rows& x, const Fp8We
   DSV3_TRY(check(x, w, y));
   if (tiles.tiles == nullptr || tiles.count == nullptr || !aligned(tiles.tiles, 16)) return refuse("no list of tiles");
   if (tiles.max_tiles < 0 || tiles.tile_rows < 1 || tiles.tile_rows > tile.rows) {
-    return refuse("list of " + std::to_string(tiles.max_tiles) + " tiles of " + std::to_string(tiles.tile_rows) + " rows for " + to_string(tile));
+    return refuse("list of " + std::to_string(tiles.max_tiles) + " tiles of " + std::to_string(tiles.tile_rows) + " rows for " +
+                  to_string(tile));
   }
   return launch_tile(tile, x, w, y, &tiles, stream);
 }

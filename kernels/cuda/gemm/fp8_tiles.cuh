@@ -274,6 +274,8 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
 #pragma unroll
           for (int j = 0; j < 4; ++j) sum[wave][4 * i + j] = fmaf(scale[wave][j / 2][part], product[4 * i + j], sum[wave][4 * i + j]);
         }
+#pragma unroll
+        for (int i = 0; i < kN / 2; ++i) wgmma_pin(sum[wave][i]);  // promoted now, while the other works, not in our next turn
       }
       ring.advance();
     }

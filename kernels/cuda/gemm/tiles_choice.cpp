@@ -30,7 +30,8 @@ double modelled_cycles(TileShape tile, int64_t m, int64_t n, int64_t k, int sms)
   const int64_t units = ceil_div(m, tile.rows) * ceil_div(n, 2 * tile.cols);
   const int64_t waves = ceil_div(units, clusters);
   const double blocks = 2.0 * static_cast<double>(std::min(units, clusters));
-  const double a_tile = static_cast<double>(k / kQuantGroup) * stage_cycles(tile, blocks) + kEpilogueCycles * tile.rows * tile.cols + kTileCycles;
+  const double stages = static_cast<double>(k / kQuantGroup) * stage_cycles(tile, blocks);
+  const double a_tile = stages + kEpilogueCycles * tile.rows * tile.cols + kTileCycles;
   return kStartCycles + static_cast<double>(waves) * a_tile;
 }
 
