@@ -197,20 +197,10 @@ __device__ inline uint32_t cluster_address(const void* p, uint32_t rank) {
   return address;
 }
 
-/// Arrives on a barrier of any block of the cluster (cluster_address() names it).
+/// Arrives on a barrier of any block of the cluster (cluster_address() names it). Says that this thread has read its own shared memory;
+/// it publishes no writes to other blocks (.release.cluster would, at the price of a fence of the whole GPU).
 __device__ inline void barrier_arrive_cluster(uint32_t cluster_barrier) {
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(cluster_barrier) : "memory");
-}
-/// barrier_wait() on a barrier of this block on which threads of other blocks of the cluster arrive, too.
-__device__ inline void barrier_wait_cluster(uint64_t* barrier, uint32_t parity) {
-  uint32_t done = 0;
-  while (done == 0) {
-    asm volatile(
-        "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\nselp.b32 %0, 1, 0, p;\n}\n"
-        : "=r"(done)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
-  }
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(cluster_barrier) : "memory");
 }
 
 // ---- counters in global memory ---------------------------------------------------------------------------------------------

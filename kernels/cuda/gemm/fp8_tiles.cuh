@@ -134,7 +134,7 @@ __device__ inline void load(const Params& p, uint8_t* base, int unit0, int step,
       if (early > 0) {
         --early;  // expectation and weights are under way
       } else {
-        barrier_wait_cluster(&empty[stage], ring.phase ^ 1);  // both blocks have read it: the half of x goes to both
+        barrier_wait(&empty[stage], ring.phase ^ 1);  // both blocks have read it: the half of x goes to both
         load_w(work, stage, kb);
       }
       tma_load_2d_multicast(base + L::kX + stage * L::kXBytes + rank * (L::kXBytes / 2), &p.x_map, &full[stage], kb * kStageK, x_row, 0b11);
@@ -151,6 +151,8 @@ template <int kN>
 __device__ inline void store(const Params& p, uint8_t* slab, const float (&sum)[kN / 2], int64_t first_row, int rows, int first_col) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int put_row = lane % 16;  // stmatrix: lanes 0-15 name rows of 8 columns, 16-31 rows of the next 8
+  const int get_row = lane / 8, get_chunk = lane % 8;  // and 4, 8, 12 rows below
+  Bf16* out = p.y + (first_row + get_row) * p.y_stride + first_col + 8 * get_chunk;
 #pragma unroll
   for (int s = 0; s < kN / 64; ++s) {
     __syncwarp();  // the slab before has been read
@@ -162,19 +164,19 @@ __device__ inline void store(const Params& p, uint8_t* slab, const float (&sum)[
                   pack_bf16(sum[i + 4], sum[i + 5]), pack_bf16(sum[i + 6], sum[i + 7]));
     }
     __syncwarp();
+    const bool in_columns = first_col + 64 * s + 8 * get_chunk < p.n;  // n is a multiple of 8
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const int row = 4 * j + lane / 8, chunk = lane % 8;
-      const int col = first_col + 64 * s + 8 * chunk;
-      const uint4 value = *reinterpret_cast<const uint4*>(slab + row * 128 + ((chunk ^ (row & 7)) * 16));
-      if (row < rows && col < p.n) *reinterpret_cast<uint4*>(p.y + (first_row + row) * p.y_stride + col) = value;
+      const int row = 4 * j + get_row;
+      const uint4 value = *reinterpret_cast<const uint4*>(slab + row * 128 + ((get_chunk ^ (row & 7)) * 16));
+      if (in_columns && row < rows) *reinterpret_cast<uint4*>(out + 4 * j * p.y_stride + 64 * s) = value;
     }
   }
 }
 
-/// A math warpgroup (128 threads, `group` 0 or 1).
-template <int kRows, int kCols>
-__device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int step, int rank, int group) {
+/// A math warpgroup (128 threads). kGroup, 0 or 1, is a constant so that descriptors and barriers stay in uniform registers.
+template <int kRows, int kCols, int kGroup>
+__device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int step, int rank) {
   using L = Layout<kRows, kCols>;
   constexpr bool kSplitCols = kRows == 64;
   constexpr int kN = kSplitCols ? kCols / 2 : kCols;
@@ -184,18 +186,18 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
   auto* full = reinterpret_cast<uint64_t*>(base + L::kBarriers);
   auto* empty = full + L::kStages;
   const int thread = static_cast<int>(threadIdx.x % 128), warp = thread / 32, lane = thread % 32;
-  const int group_row = kSplitCols ? 0 : group * (kRows / 2);
-  const int group_col = kSplitCols ? group * kN : 0;
-  const int fragment_row = group_row + 16 * warp + lane / 4;  // and + 8, and + 64 per wave
-  const uint64_t x_base = wgmma_descriptor_128(shared_address(base + L::kX) + group_row * kStageK);
-  const uint64_t w_base = wgmma_descriptor_128(shared_address(base + L::kW) + group_col * kStageK);
+  constexpr int kGroupRow = kSplitCols ? 0 : kGroup * (kRows / 2);
+  constexpr int kGroupCol = kSplitCols ? kGroup * kN : 0;
+  const int fragment_row = kGroupRow + 16 * warp + lane / 4;  // and + 8, and + 64 per wave
+  const uint64_t x_base = wgmma_descriptor_128(shared_address(base + L::kX) + kGroupRow * kStageK);
+  const uint64_t w_base = wgmma_descriptor_128(shared_address(base + L::kW) + kGroupCol * kStageK);
   const uint32_t release_to = cluster_address(empty, lane & 1);  // lanes 0 and 1 of each warp release in both blocks
-  uint8_t* slab = base + L::kOut + (4 * group + warp) * kStageSlab;
+  uint8_t* slab = base + L::kOut + (4 * kGroup + warp) * kStageSlab;
 
   wait_for_previous();
   const int row_tiles = p.list != nullptr ? *p.count : (p.m + kRows - 1) / kRows;
   const int units = row_tiles * p.n_pairs;
-  if (group == 1) named_barrier_arrive(kTurnBarrier, kMathThreads);  // warpgroup 0 begins
+  if (kGroup == 1) named_barrier_arrive(kTurnBarrier, kMathThreads);  // warpgroup 0 begins
 
   Ring<L::kStages> ring;
   float product[kN / 2];
@@ -208,14 +210,12 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
     if (unit + step < units) next = locate<kRows>(p, unit + step, row_tiles);  // read early: nobody waits for the list later
 
     const int tile_col = (2 * work.pair + rank) * kCols;  // >= n in the empty half of the last pair: computed, not stored
-    const auto w_scale_row = [&](int block) {
-      return p.w_scales + (static_cast<int64_t>(work.expert) * p.n_blocks + min(block, p.n_blocks - 1)) * p.k_blocks;
-    };
-    const float* w_low = w_scale_row(tile_col / 128);
-    const float* w_high = w_scale_row(tile_col / 128 + 1);  // kParts 3 only
+    const int w_block = min(tile_col / 128, p.n_blocks - 1);
+    const float* w_scale = p.w_scales + (static_cast<int64_t>(work.expert) * p.n_blocks + w_block) * p.k_blocks;
+    const int to_high = w_block + 1 < p.n_blocks ? p.k_blocks : 0;  // to the next scale block; kParts 3 only
     const bool middle_is_high = tile_col % 128 != 0;
-    float scale_low = __ldg(w_low);
-    float scale_high = kParts == 3 ? __ldg(w_high) : 0.0f;
+    float scale_low = __ldg(w_scale);
+    float scale_high = kParts == 3 ? __ldg(w_scale + to_high) : 0.0f;
 
     float sum[kWaves][kN / 2];
 #pragma unroll
@@ -243,14 +243,14 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
         }
       }
       if (kb + 1 < p.k_blocks) {
-        scale_low = __ldg(w_low + kb + 1);
-        if constexpr (kParts == 3) scale_high = __ldg(w_high + kb + 1);
+        scale_low = __ldg(w_scale + kb + 1);
+        if constexpr (kParts == 3) scale_high = __ldg(w_scale + to_high + kb + 1);
       }
       const uint64_t x_stage = x_base + static_cast<uint64_t>(stage * (L::kXBytes >> 4));
       const uint64_t w_stage = w_base + static_cast<uint64_t>(stage * (L::kWBytes >> 4));
 #pragma unroll
       for (int wave = 0; wave < kWaves; ++wave) {
-        named_barrier_sync(kTurnBarrier + group, kMathThreads);
+        named_barrier_sync(kTurnBarrier + kGroup, kMathThreads);
 #pragma unroll
         for (int i = 0; i < kN / 2; ++i) wgmma_pin(product[i]);
         wgmma_fence();
@@ -259,7 +259,7 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
           wgmma_e4m3<kN>(product, x_stage + 512 * wave + 2 * step_k, w_stage + 2 * step_k, step_k > 0 ? 1 : 0);
         }
         wgmma_commit();
-        named_barrier_arrive(kTurnBarrier + 1 - group, kMathThreads);
+        named_barrier_arrive(kTurnBarrier + 1 - kGroup, kMathThreads);
         wgmma_wait<0>();
 #pragma unroll
         for (int i = 0; i < kN / 2; ++i) wgmma_pin(product[i]);
@@ -282,11 +282,11 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
 
 #pragma unroll
     for (int wave = 0; wave < kWaves; ++wave) {
-      const int tile_row = group_row + 64 * wave + 16 * warp;
-      store<kN>(p, slab, sum[wave], static_cast<int64_t>(work.first_row) + tile_row, work.rows - tile_row, tile_col + group_col);
+      const int tile_row = kGroupRow + 64 * wave + 16 * warp;
+      store<kN>(p, slab, sum[wave], static_cast<int64_t>(work.first_row) + tile_row, work.rows - tile_row, tile_col + kGroupCol);
     }
   }
-  if (group == 0) named_barrier_sync(kTurnBarrier, kMathThreads);  // takes warpgroup 1's last arrival (or its first)
+  if (kGroup == 0) named_barrier_sync(kTurnBarrier, kMathThreads);  // takes warpgroup 1's last arrival (or its first)
 }
 
 template <int kRows, int kCols>
@@ -322,7 +322,11 @@ __global__ void __launch_bounds__(kThreads, 1) fp8_tiles_kernel(const __grid_con
     __syncwarp();
   } else {
     grow_registers<232>();
-    multiply<kRows, kCols>(p, base, unit0, step, rank, static_cast<int>(threadIdx.x / 128));
+    if (threadIdx.x < 128) {
+      multiply<kRows, kCols, 0>(p, base, unit0, step, rank);
+    } else {
+      multiply<kRows, kCols, 1>(p, base, unit0, step, rank);
+    }
     __syncwarp();
   }
   // No block leaves while the other may still write into it: its last releases go to both.
