@@ -24,6 +24,7 @@ Status check(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y) {
   if (w.k <= 0 || w.k % kQuantGroup != 0 || x.cols != w.k) return refuse("x.cols " + text(x.cols) + ", k " + text(w.k));
   if (w.n <= 0 || w.n % 8 != 0 || y.cols != w.n) return refuse("y.cols " + text(y.cols) + ", n " + text(w.n));
   if (w.count < 1 || w.count * w.n > kMost || x.rows > kMost || x.scale_stride > kMost) return refuse("more rows than 2^30");
+  if (w.count * ((w.n + kQuantGroup - 1) / kQuantGroup) * (w.k / kQuantGroup) > kMost) return refuse("more than 2^30 weight scales");
   if (x.scale_stride < x.rows || x.scale_stride % 4 != 0) return refuse("scale_stride " + text(x.scale_stride));
   if (y.stride < y.cols || y.stride % 8 != 0) return refuse("y.stride " + text(y.stride));
   if (!aligned(x.data, 128) || !aligned(x.scales, 16) || !aligned(w.data, 16) || !aligned(y.data, 16)) {

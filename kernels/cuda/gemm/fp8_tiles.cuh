@@ -58,7 +58,10 @@ struct Layout {
 
 /// What a cluster does next. `first_row` is a multiple of 8, also the offset into the scales of x (16 bytes aligned).
 struct Work {
-  int first_row = 0, rows = 0, expert = 0, pair = 0;
+  int first_row = 0, expert = 0;
+  uint32_t packed = 0;  // pair * 512 + rows: a register less for tiles that have none to spare
+  __device__ int rows() const { return static_cast<int>(packed % 512); }
+  __device__ int pair() const { return static_cast<int>(packed / 512); }
 };
 
 /// Tiles in bands of about 2048 rows, rows first: a wave of clusters covers a near square, whose operands fit L2.
@@ -70,15 +73,15 @@ __device__ inline Work locate(const Params& p, int index, int row_tiles) {
   const int band_rows = min(kBand, row_tiles - band * kBand);
   const int row_tile = band * kBand + in_band % band_rows;
   Work work;
-  work.pair = in_band / band_rows;
+  work.packed = in_band / band_rows * 512;
   if (p.list != nullptr) {
     const int4 tile = *reinterpret_cast<const int4*>(p.list + row_tile);
     work.expert = tile.x;
     work.first_row = tile.y;
-    work.rows = tile.z;
+    work.packed += tile.z;
   } else {
     work.first_row = row_tile * kRows;
-    work.rows = min(kRows, p.m - work.first_row);
+    work.packed += min(kRows, p.m - work.first_row);
   }
   return work;
 }
@@ -105,7 +108,7 @@ __device__ inline void load(const Params& p, uint8_t* base, int unit0, int step,
   const bool grouped = p.list != nullptr;
   // Scales of rows past scale_stride do not exist; the count stays a multiple of 4 floats.
   const auto scale_bytes = [&](const Work& work) { return static_cast<uint32_t>(min(kRows, p.scale_stride - work.first_row)) * 4; };
-  const auto w_row = [&](const Work& work) { return work.expert * p.n + (2 * work.pair + rank) * kCols; };
+  const auto w_row = [&](const Work& work) { return work.expert * p.n + (2 * work.pair() + rank) * kCols; };
   const auto load_w = [&](const Work& work, int stage, int kb) {
     barrier_expect(&full[stage], L::kXBytes + L::kWBytes + scale_bytes(work));
     tma_load_2d(base + L::kW + stage * L::kWBytes, &p.w_map, &full[stage], kb * kStageK, w_row(work));
@@ -191,7 +194,6 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
   const int fragment_row = kGroupRow + 16 * warp + lane / 4;  // and + 8, and + 64 per wave
   const uint64_t x_base = wgmma_descriptor_128(shared_address(base + L::kX) + kGroupRow * kStageK);
   const uint64_t w_base = wgmma_descriptor_128(shared_address(base + L::kW) + kGroupCol * kStageK);
-  const uint32_t release_to = cluster_address(empty, lane & 1);  // lanes 0 and 1 of each warp release in both blocks
   uint8_t* slab = base + L::kOut + (4 * kGroup + warp) * kStageSlab;
 
   wait_for_previous();
@@ -209,13 +211,13 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
     const Work work = next;
     if (unit + step < units) next = locate<kRows>(p, unit + step, row_tiles);  // read early: nobody waits for the list later
 
-    const int tile_col = (2 * work.pair + rank) * kCols;  // >= n in the empty half of the last pair: computed, not stored
+    const int tile_col = (2 * work.pair() + rank) * kCols;  // >= n in the empty half of the last pair: computed, not stored
     const int w_block = min(tile_col / 128, p.n_blocks - 1);
-    const float* w_scale = p.w_scales + (static_cast<int64_t>(work.expert) * p.n_blocks + w_block) * p.k_blocks;
+    const int w_scale = (work.expert * p.n_blocks + w_block) * p.k_blocks;  // the launcher checked: fits
     const int to_high = w_block + 1 < p.n_blocks ? p.k_blocks : 0;  // to the next scale block; kParts 3 only
     const bool middle_is_high = tile_col % 128 != 0;
-    float scale_low = __ldg(w_scale);
-    float scale_high = kParts == 3 ? __ldg(w_scale + to_high) : 0.0f;
+    float scale_low = __ldg(p.w_scales + w_scale);
+    float scale_high = kParts == 3 ? __ldg(p.w_scales + (w_scale + to_high)) : 0.0f;
 
     float sum[kWaves][kN / 2];
 #pragma unroll
@@ -243,8 +245,8 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
         }
       }
       if (kb + 1 < p.k_blocks) {
-        scale_low = __ldg(w_scale + kb + 1);
-        if constexpr (kParts == 3) scale_high = __ldg(w_scale + to_high + kb + 1);
+        scale_low = __ldg(p.w_scales + (w_scale + kb + 1));
+        if constexpr (kParts == 3) scale_high = __ldg(p.w_scales + (w_scale + to_high + kb + 1));
       }
       const uint64_t x_stage = x_base + static_cast<uint64_t>(stage * (L::kXBytes >> 4));
       const uint64_t w_stage = w_base + static_cast<uint64_t>(stage * (L::kWBytes >> 4));
@@ -265,7 +267,7 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
         for (int i = 0; i < kN / 2; ++i) wgmma_pin(product[i]);
         if (wave == kWaves - 1) {
           __syncwarp();  // all lanes have read their scales
-          if (lane < 2) barrier_arrive_cluster(release_to + static_cast<uint32_t>(stage * sizeof(uint64_t)));
+          if (lane < 2) barrier_arrive_cluster(cluster_address(&empty[stage], lane));  // in both blocks
           __syncwarp();
         }
 #pragma unroll
@@ -283,7 +285,7 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
 #pragma unroll
     for (int wave = 0; wave < kWaves; ++wave) {
       const int tile_row = kGroupRow + 64 * wave + 16 * warp;
-      store<kN>(p, slab, sum[wave], static_cast<int64_t>(work.first_row) + tile_row, work.rows - tile_row, tile_col + kGroupCol);
+      store<kN>(p, slab, sum[wave], static_cast<int64_t>(work.first_row) + tile_row, work.rows() - tile_row, tile_col + kGroupCol);
     }
   }
   if (kGroup == 0) named_barrier_sync(kTurnBarrier, kMathThreads);  // takes warpgroup 1's last arrival (or its first)
