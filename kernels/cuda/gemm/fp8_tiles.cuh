@@ -316,7 +316,7 @@ __global__ void __launch_bounds__(kThreads, 1) fp8_tiles_kernel(const __grid_con
 
   if (threadIdx.x >= kMathThreads) {
     shrink_registers<40>();
-    if (threadIdx.x == kMathThreads) {
+    if (threadIdx.x < kMathThreads + 32 && elect_one()) {
       load<kRows, kCols>(p, base, unit0, step, rank);
     } else {
       wait_for_previous();
