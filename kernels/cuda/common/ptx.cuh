@@ -92,6 +92,16 @@ __device__ inline void tma_load_2d(void* to, const CUtensorMap* map, uint64_t* b
       "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "l"(hint)
       : "memory");
 }
+/// The same box to the same place in shared memory of every block of `mask` (bits: ranks in the cluster), counted on the barrier
+/// at the place of `barrier` in each of them.
+__device__ inline void tma_load_2d_multicast(void* to, const CUtensorMap* map, uint64_t* barrier, int x, int y, uint16_t mask,
+                                             uint64_t hint = kEvictNormal) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint "
+      "[%0], [%1, {%3, %4}], [%2], %5, %6;" ::"r"(shared_address(to)),
+      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "h"(mask), "l"(hint)
+      : "memory");
+}
 __device__ inline void tma_load_3d(void* to, const CUtensorMap* map, uint64_t* barrier, int x, int y, int z, uint64_t hint = kEvictNormal) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(
@@ -185,6 +195,12 @@ __device__ inline uint32_t cluster_address(const void* p, uint32_t rank) {
   uint32_t address;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(p)), "r"(rank));
   return address;
+}
+
+/// Arrives on a barrier of any block of the cluster (cluster_address() names it). Says that this thread has read its own shared memory;
+/// it publishes no writes to other blocks (.release.cluster would, at the price of a fence of the whole GPU).
+__device__ inline void barrier_arrive_cluster(uint32_t cluster_barrier) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(cluster_barrier) : "memory");
 }
 
 // ---- counters in global memory ---------------------------------------------------------------------------------------------

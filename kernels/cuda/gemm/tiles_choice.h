@@ -1,0 +1,34 @@
+// Which tile the tensor-core FP8 products use: pure functions of the shape, and entry points that take a given tile (tests and
+// tuning). Results do not depend on the tile: each output is one chain of sums, ascending in K.
+#pragma once
+
+#include <array>
+#include <string>
+
+#include "../common/types.h"
+#include "dsv3/base/status.h"
+
+namespace dsv3::cuda {
+
+/// Outputs of one block: rows (tokens) x cols (features). A cluster of two blocks does rows x 2 cols.
+struct TileShape {
+  int rows = 0, cols = 0;
+  bool operator==(const TileShape&) const = default;
+};
+/// All tiles that are compiled.
+inline constexpr std::array<TileShape, 4> kTileShapes = {{{256, 128}, {128, 192}, {128, 128}, {64, 128}}};
+
+/// The tile with the least modelled time for y[m, n] over k on `sms` multiprocessors.
+TileShape choose_tiles(int64_t m, int64_t n, int64_t k, int sms);
+/// For lists of tiles of up to `tile_rows` rows (8 .. 128), whose number only the device knows.
+TileShape choose_grouped_tiles(int tile_rows, int64_t n);
+/// Cycles of the model behind choose_tiles().
+double modelled_cycles(TileShape tile, int64_t m, int64_t n, int64_t k, int sms);
+/// "256x128"
+std::string to_string(TileShape tile);
+
+Status fp8_gemm_tiles_with(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, Stream stream);
+Status fp8_grouped_gemm_tiles_with(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles& tiles, const Bf16Matrix& y,
+                                   Stream stream);
+
+}  // namespace dsv3::cuda
