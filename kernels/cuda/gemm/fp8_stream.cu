@@ -4,11 +4,12 @@
 // and add their shares through distributed shared memory, in order of split. The weights of the first stages (all of them for
 // most shapes) are requested before the kernel waits for its predecessor; activations and their scales after.
 //
-// Splits depend on n and k alone and each token's arithmetic is the same for every kTokens: bits never depend on the batch.
+// Each token's arithmetic is the same for every kTokens; in deterministic mode the splits depend on n and k alone, too, so that
+// a row's bits never depend on the batch. Otherwise tiles of 128 rows (64 tokens and more) are split further, to fill the SMs.
 //
 // Choices and predictions (gemm_choice.h) at 8 rows; in a chain of dependent launches, H100, microseconds:
 //   n x k         tiles x splits  stages   predicted   best public     n x k         tiles x splits  stages   predicted   public
-//   2112 x 7168       33 x 4        14         5.9        10.2          3072 x 1536      48 x 2        6         2.5        4.5
+//   2112 x 7168       33 x 4        14         5.9        10.2          3072 x 1536      48 x 3        4         2.5        4.5
 //   24576 x 1536     384 x 1        12        12.6        15.8          1536 x 1536      24 x 4        3         1.8        3.8
 //   32768 x 512      512 x 1         4         5.9         7.9          4096 x 512       64 x 1        4         1.0        3.0
 //   7168 x 16384     112 x 1       128        38.2        43.3          2048 x 512       32 x 1        4         0.7        2.6
@@ -150,9 +151,13 @@ __global__ void __launch_bounds__(Shape<kTokens>::kThreads, Shape<kTokens>::kBlo
   cluster_arrive();
   cluster_wait();
   if (thread < S::kConsumers) {
-    if (p.splits == 2) reduce_and_store<kTokens, 2>(p, partial, row_begin, rank, thread);
-    if (p.splits == 4) reduce_and_store<kTokens, 4>(p, partial, row_begin, rank, thread);
-    if (p.splits == 8) reduce_and_store<kTokens, 8>(p, partial, row_begin, rank, thread);
+    switch (p.splits) {  // those of stream_splits()
+      case 2: reduce_and_store<kTokens, 2>(p, partial, row_begin, rank, thread); break;
+      case 3: reduce_and_store<kTokens, 3>(p, partial, row_begin, rank, thread); break;
+      case 4: reduce_and_store<kTokens, 4>(p, partial, row_begin, rank, thread); break;
+      case 6: reduce_and_store<kTokens, 6>(p, partial, row_begin, rank, thread); break;
+      default: reduce_and_store<kTokens, 8>(p, partial, row_begin, rank, thread); break;
+    }
   }
   __syncwarp();
   cluster_arrive();  // a block stays until the others have read its share
@@ -169,8 +174,8 @@ Status start(const DenseParams& p, Stream stream) {
 
 }  // namespace
 
-Status fp8_gemm_stream(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const GemmOptions&, const GemmWorkspace&,
-                       Stream stream) {
+Status fp8_gemm_stream(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const GemmOptions& options,
+                       const GemmWorkspace&, Stream stream) {
   if (x.rows == 0) return {};
   const char* what = stream::fault(x, w, y);
   if (what == nullptr && x.rows != y.rows) what = "x and y differ in rows";
@@ -189,7 +194,7 @@ Status fp8_gemm_stream(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y
   p.m = static_cast<int>(x.rows);
   p.n = static_cast<int>(w.n);
   p.k_blocks = static_cast<int>(w.k / 128);
-  p.splits = stream_splits(w.n, w.k);
+  p.splits = choose_gemm(x.rows, w.n, w.k, options.deterministic).splits;
   switch (tokens) {
     case 8: return start<8>(p, stream);
     case 16: return start<16>(p, stream);

@@ -7,10 +7,13 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Blocks that keep HBM busy: each holds about 90 KiB of loads in flight, and 96 of them need 32 bytes/ns a piece.
-constexpr int64_t kEnoughBlocks = 96;
-constexpr int64_t kLeastStages = 3;   // of 128 columns, for each split
-constexpr int kMostSplits = 8;        // portable size of a cluster
+// Blocks that keep HBM busy: each holds 64 to 90 KiB of loads in flight, and 112 of them need 28 bytes/ns a piece (weights; at 128
+// tokens as much again for the activations, of the about 70 that an SM gets from L2).
+constexpr int64_t kEnoughBlocks = 112;
+// A block of 128 tokens has an SM to itself: more than one wave of clusters would cost twice the time of one.
+constexpr int64_t kMostWideBlocks = 112;
+constexpr int64_t kLeastStages = 3;                 // of 128 columns, for each split
+constexpr int kSplits[] = {1, 2, 3, 4, 6, 8};       // 8: the portable size of a cluster
 
 }  // namespace
 
@@ -22,11 +25,15 @@ int stream_tokens(int64_t m) {
 
 int stream_weight_rows(int tokens) { return tokens >= 64 ? 128 : 64; }
 
-int stream_splits(int64_t n, int64_t k) {
-  const int64_t tiles = ceil_div(n, 64), stages = k / 128;
-  int splits = 1;
-  while (splits < kMostSplits && tiles * splits < kEnoughBlocks && stages / (2 * splits) >= kLeastStages) splits *= 2;
-  return splits;
+int stream_splits(int64_t n, int64_t k, int tokens) {
+  const int64_t tiles = ceil_div(n, stream_weight_rows(tokens)), stages = k / 128;
+  int best = 1;
+  for (const int splits : kSplits) {
+    if (splits > 1 && (stages / splits < kLeastStages || (tokens == 128 && tiles * splits > kMostWideBlocks))) break;
+    best = splits;
+    if (tiles * splits >= kEnoughBlocks) break;
+  }
+  return best;
 }
 
 GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, bool deterministic) {
@@ -39,7 +46,7 @@ GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, bool deterministic) {
   choice.launches = static_cast<int>(ceil_div(m, kStreamMaxRows));
   choice.tokens = stream_tokens(m);
   choice.weight_rows = stream_weight_rows(choice.tokens);
-  choice.splits = stream_splits(n, k);
+  choice.splits = stream_splits(n, k, deterministic ? 8 : choice.tokens);
   choice.blocks = ceil_div(n, choice.weight_rows) * choice.splits;
   return choice;
 }
@@ -59,7 +66,7 @@ int grouped_tile_rows(int64_t rows, int64_t top_k, int64_t experts) {
 
 double predict_stream_us(int64_t m, int64_t n, int64_t k) {
   const double bytes = static_cast<double>(n * k + m * k + 2 * m * n);
-  return bytes / 3.1e6 + 0.3 + (stream_splits(n, k) > 1 ? 0.7 : 0.0);
+  return bytes / 3.1e6 + 0.3 + (stream_splits(n, k, stream_tokens(m)) > 1 ? 0.7 : 0.0);
 }
 
 std::string describe(const GemmChoice& choice) {

@@ -28,8 +28,9 @@ GemmKernel choose_grouped_gemm(int tile_rows, bool deterministic);
 int stream_tokens(int64_t m);
 /// Rows of W of a block: 64, or 128 (two warpgroups share the activations) where activations weigh as much as weights.
 int stream_weight_rows(int tokens);
-/// Splits of K: 1, 2, 4 or 8. Depends on the weight alone, so that the bits of a row do not depend on the batch.
-int stream_splits(int64_t n, int64_t k);
+/// Splits of K: 1, 2, 3, 4, 6 or 8, for a kernel of so many tokens a block. In deterministic mode the splits of 8 tokens serve
+/// all batches, so that the bits of a row do not depend on the batch.
+int stream_splits(int64_t n, int64_t k, int tokens);
 
 /// Microseconds of a streaming product in a chain of dependent launches: bytes / 3.1 TB/s, plus 0.3, plus 0.7 when split.
 double predict_stream_us(int64_t m, int64_t n, int64_t k);
