@@ -122,6 +122,7 @@ __global__ void __launch_bounds__(Shape<kTokens>::kThreads, Shape<kTokens>::kBlo
   extern __shared__ __align__(1024) uint8_t raw_memory[];
   const Memory<kTokens> memory(raw_memory);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = threadIdx.x / 128;
+  if (threadIdx.x == S::kConsumers) stream::prefetch(p.maps);
   memory.init_barriers();
   wait_for_previous();
   const int items = count_items(p);

@@ -109,6 +109,7 @@ __global__ void __launch_bounds__(Shape<kTokens>::kThreads, Shape<kTokens>::kBlo
   const int tile = blockIdx.x / p.splits, rank = blockIdx.x % p.splits;  // clusters lie along x: rank = cluster_rank()
   const int row_begin = tile * S::kRows;
   const int k_begin = p.k_blocks * rank / p.splits, count = p.k_blocks * (rank + 1) / p.splits - k_begin;
+  if (thread == S::kConsumers) stream::prefetch(p.maps);
   memory.init_barriers();
   float* partial = reinterpret_cast<float*>(memory.base);
 

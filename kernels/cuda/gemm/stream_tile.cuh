@@ -131,6 +131,12 @@ __device__ inline void store_bf16x8(__nv_bfloat16* to, const float4& a, const fl
 struct Maps {
   CUtensorMap weights, tokens, scales;
 };
+/// By one thread, before the first copy.
+__device__ inline void prefetch(const Maps& maps) {
+  prefetch_tensor_map(&maps.weights);
+  prefetch_tensor_map(&maps.tokens);
+  prefetch_tensor_map(&maps.scales);
+}
 inline Status make_maps(const Fp8Rows& x, const Fp8Weight& w, int weight_box, int token_box, Maps* maps) {
   const TensorMap2d weights{.data = w.data, .rows = static_cast<uint64_t>(w.n * w.count), .cols = static_cast<uint64_t>(w.k),
                             .row_bytes = static_cast<uint64_t>(w.k), .box_rows = static_cast<uint32_t>(weight_box), .box_cols = 128};
