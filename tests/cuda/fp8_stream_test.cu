@@ -174,7 +174,8 @@ std::vector<Bf16> check_grouped(int64_t n, int64_t k, const std::vector<int>& ro
   EXPECT_EQ(cudaMemcpy(list.get(), plan.tiles.data(), plan.tiles.size() * sizeof(ExpertTile), cudaMemcpyHostToDevice), cudaSuccess);
   const Guarded<int32_t> count(std::vector<int32_t>{static_cast<int32_t>(plan.tiles.size())});
   Guarded<Bf16> y(rows * stride);
-  EXPECT_OK(fp8_grouped_gemm_stream(x.rows, w.weight, {list.get(), count.get(), max_tiles, tile_rows}, {y.get(), rows, n, stride}, nullptr));
+  const ExpertTiles tiles{list.get(), count.get(), max_tiles, tile_rows};
+  EXPECT_OK(fp8_grouped_gemm_stream(x.rows, w.weight, tiles, {y.get(), rows, n, stride}, nullptr));
   expect_synced();
   EXPECT_TRUE(y.guards_intact());
   const std::vector<Bf16> raw = y.download();

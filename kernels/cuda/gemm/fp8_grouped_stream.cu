@@ -149,7 +149,8 @@ __global__ void __launch_bounds__(Shape<kTokens>::kThreads, Shape<kTokens>::kBlo
       __syncwarp();
       if (lane == 0) barrier_arrive(memory.empty(at.stage));
     }
-    store<kTokens>(sum, memory.staging(warp), p.y + row_begin * p.y_stride + weight_row, p.y_stride, tokens, p.n - weight_row, lane);
+    __nv_bfloat16* y = p.y + row_begin * p.y_stride + weight_row;
+    store<kTokens>(sum, memory.staging(warp), y, p.y_stride, tokens, p.n - weight_row, lane);
     item = next;
     row_begin = next_begin;
     tokens = next_tokens;
@@ -161,7 +162,7 @@ Status start(GroupedParams& p, Stream stream) {
   using S = Shape<kTokens>;
   p.row_tiles = (p.n + S::kRows - 1) / S::kRows;
   if (Status s = allow_shared_bytes("fp8_grouped_gemm_stream", grouped_stream_kernel<kTokens>, S::kSharedBytes); !s.ok()) return s;
-  const int64_t grid = std::min<int64_t>(static_cast<int64_t>(sm_count()) * S::kBlocksPerSm, static_cast<int64_t>(p.max_tiles) * p.row_tiles);
+  const int64_t grid = std::min(int64_t{sm_count()} * S::kBlocksPerSm, int64_t{p.max_tiles} * p.row_tiles);
   return launch("fp8_grouped_gemm_stream", grouped_stream_kernel<kTokens>,
                 {dim3(static_cast<unsigned>(grid)), dim3(S::kThreads), S::kSharedBytes, 1}, stream, p);
 }

@@ -7,6 +7,7 @@
 // Each token's arithmetic is the same for every kTokens; in deterministic mode the splits depend on n and k alone, too, so that
 // a row's bits never depend on the batch. Otherwise tiles of 128 rows (64 tokens and more) are split further, to fill the SMs.
 //
+// clang-format off
 // Choices and predictions (gemm_choice.h) at 8 rows; in a chain of dependent launches, H100, microseconds:
 //   n x k         tiles x splits  stages   predicted   best public     n x k         tiles x splits  stages   predicted   public
 //   2112 x 7168       33 x 4        14         5.9        10.2          3072 x 1536      48 x 3        4         2.5        4.5
@@ -18,6 +19,7 @@
 //   36864 x 7168     576 x 1        56        85.7        91.7          256 x 7168        4 x 8        7         1.6        6.3
 //   7168 x 18432     112 x 1       144        43.0        48.7          7168 x 256      112 x 1        2         0.9        2.9
 //   4608 x 7168       72 x 2        28        11.7        14.6          7168 x 128      112 x 1        1         0.6        2.4
+// clang-format on
 #include <algorithm>
 #include <string>
 
