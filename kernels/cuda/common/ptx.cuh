@@ -203,6 +203,13 @@ __device__ inline void barrier_arrive_cluster(uint32_t cluster_barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(cluster_barrier) : "memory");
 }
 
+/// 16 bytes at an address of the cluster's window (cluster_address(), plus bytes).
+__device__ inline float4 load_cluster_f32x4(uint32_t address) {
+  float4 v;
+  asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address) : "memory");
+  return v;
+}
+
 // ---- counters in global memory ---------------------------------------------------------------------------------------------
 
 __device__ inline int32_t add_acquire_release(int32_t* p, int32_t value) {

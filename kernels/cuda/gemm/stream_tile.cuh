@@ -1,0 +1,170 @@
+// What the dense and the grouped streaming kernel share. Operands are swapped: 64 weight rows are the M of wgmma, the tokens
+// its N, so that few tokens cost few registers and the ring of stages can be deep.
+//
+// A block: one or two consumer warpgroups (64 weight rows each) and, last, a producer warp. A stage of the ring is 128 of K:
+//   weights [kRows][128] e4m3, tokens [kTokens][128] e4m3 (both swizzled by 128 bytes), the tokens' scales [kTokens] float.
+#pragma once
+
+#include "../common/launch.cuh"
+#include "../common/ptx.cuh"
+#include "../common/tensor_map.h"
+#include "../common/wgmma.cuh"
+
+namespace dsv3::cuda::stream {
+
+inline constexpr int kMaxKBlocks = 256;  // of one split: K <= 32768
+
+template <int kTokens>
+struct Shape {
+  static constexpr int kWarpgroups = kTokens >= 64 ? 2 : 1;
+  static constexpr int kRows = 64 * kWarpgroups;
+  static constexpr int kConsumers = 128 * kWarpgroups;  // threads
+  static constexpr int kThreads = kConsumers + 32;
+  // Two blocks (or one and the next kernel's) share an SM, so that one loads while the other starts or ends.
+  static constexpr int kBlocksPerSm = kTokens <= 64 ? 2 : 1;
+
+  static constexpr int kWeightBytes = kRows * 128;
+  static constexpr int kTokenBytes = kTokens * 128;
+  static constexpr int kScaleBytes = kTokens * 4;
+  static constexpr int kScaleSlot = kScaleBytes < 128 ? 128 : kScaleBytes;  // copies land on 128 bytes
+  static constexpr int kCopyBytes = kWeightBytes + kTokenBytes + kScaleBytes;
+  static constexpr int kStageBytes = kWeightBytes + kTokenBytes + kScaleSlot;
+
+  // Grouped epilogue: each warp turns 16 weight rows x kPassTokens tokens at a time. The pitch in floats: 2 * 20 = 8 mod 32
+  // spreads a fragment over all banks, 80 bytes keep 16-byte alignment.
+  static constexpr int kPassTokens = kTokens < 16 ? kTokens : 16;
+  static constexpr int kWarpPitch = 20;
+  static constexpr int kWarpStaging = kPassTokens * kWarpPitch * 4;
+  static constexpr int kStaging = kConsumers / 32 * kWarpStaging;
+  // Dense epilogue: the whole tile as [token][row] floats over the spent ring; 2 * pitch = 8 mod 32 here, too.
+  static constexpr int kTilePitch = kRows + 4;
+
+  static constexpr int kFixedBytes = 1024 /* alignment */ + kMaxKBlocks * 4 + 256 /* barriers */ + kStaging;
+  static constexpr int kBudget = kBlocksPerSm == 2 ? 115712 : 232448;  // (228 KiB - 1 KiB a block) / blocks; 227 KiB
+  static constexpr int kStages = (kBudget - kFixedBytes) / kStageBytes;
+  static_assert(kStages >= 4 && kStages * 16 <= 256);
+  static_assert(kTokens * kTilePitch * 4 <= kStages * kWeightBytes);
+
+  static constexpr int kTokensAt = kStages * kWeightBytes;
+  static constexpr int kScalesAt = kTokensAt + kStages * kTokenBytes;
+  static constexpr int kStagingAt = kScalesAt + kStages * kScaleSlot;
+  static constexpr int kWeightScalesAt = kStagingAt + kStaging;
+  static constexpr int kBarriersAt = kWeightScalesAt + kMaxKBlocks * 4;
+  static constexpr int kSharedBytes = 1024 + kBarriersAt + 256;
+  static_assert(kSharedBytes <= kBudget && kStagingAt % 16 == 0 && kBarriersAt % 8 == 0);
+};
+
+/// A block's shared memory by name.
+template <int kTokens>
+struct Memory {
+  using S = Shape<kTokens>;
+  uint8_t* base;
+  __device__ explicit Memory(uint8_t* raw) : base(raw + ((1024 - (shared_address(raw) & 1023)) & 1023)) {}
+  __device__ uint8_t* weights(int stage) const { return base + stage * S::kWeightBytes; }
+  __device__ uint8_t* tokens(int stage) const { return base + S::kTokensAt + stage * S::kTokenBytes; }
+  __device__ float* scales(int stage) const { return reinterpret_cast<float*>(base + S::kScalesAt + stage * S::kScaleSlot); }
+  __device__ float* staging(int warp) const { return reinterpret_cast<float*>(base + S::kStagingAt + warp * S::kWarpStaging); }
+  __device__ float* weight_scales() const { return reinterpret_cast<float*>(base + S::kWeightScalesAt); }
+  __device__ uint64_t* full(int stage) const { return reinterpret_cast<uint64_t*>(base + S::kBarriersAt) + stage; }
+  __device__ uint64_t* empty(int stage) const { return full(S::kStages + stage); }
+
+  /// By all threads. full: one arrival (the producer's, with the bytes); empty: one of each consumer warp.
+  __device__ void init_barriers() const {
+    if (threadIdx.x == 0) {
+      for (int s = 0; s < S::kStages; ++s) {
+        barrier_init(full(s), 1);
+        barrier_init(empty(s), S::kConsumers / 32);
+      }
+      fence_barrier_init();
+    }
+    __syncthreads();
+  }
+};
+
+/// Position in the ring: the stage and how often the ring has been gone round (its low bit is the full barrier's parity; the
+/// producer waits on empty with the other one, which lets the first round pass).
+template <int kStages>
+struct Cursor {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+/// sum[row][token] += weight_scale * token scale * (128 of K), for the warpgroup's 64 rows; fragment as in wgmma.cuh: rows are
+/// weight rows, columns tokens. The same order of operations for every kTokens: a token's bits do not depend on it. `part` is
+/// scratch that the caller keeps (and has initialized once) over all stages.
+template <int kTokens>
+__device__ inline void add_stage(float (&sum)[kTokens / 2], float (&part)[kTokens / 2], const uint8_t* weights, const uint8_t* tokens,
+                                 const float* token_scales, float weight_scale) {
+  const uint64_t a = wgmma_descriptor_128(shared_address(weights));
+  const uint64_t b = wgmma_descriptor_128(shared_address(tokens));
+  wgmma_fence();
+#pragma unroll
+  for (int k = 0; k < 4; ++k) wgmma_e4m3<kTokens>(part, a + 2 * k, b + 2 * k, k > 0 ? 1 : 0);  // 32 bytes along K
+  wgmma_commit();
+  wgmma_wait<0>();
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) wgmma_pin(part[i]);
+  const float* mine = token_scales + 2 * (threadIdx.x % 4);
+#pragma unroll
+  for (int i = 0; i < kTokens / 8; ++i) {
+    const float2 scale = *reinterpret_cast<const float2*>(mine + 8 * i);
+    const float first = __fmul_rn(weight_scale, scale.x), second = __fmul_rn(weight_scale, scale.y);
+    sum[4 * i] = __fmaf_rn(part[4 * i], first, sum[4 * i]);
+    sum[4 * i + 1] = __fmaf_rn(part[4 * i + 1], second, sum[4 * i + 1]);
+    sum[4 * i + 2] = __fmaf_rn(part[4 * i + 2], first, sum[4 * i + 2]);
+    sum[4 * i + 3] = __fmaf_rn(part[4 * i + 3], second, sum[4 * i + 3]);
+  }
+}
+
+/// Eight floats as eight BF16 at `to` (on 16 bytes).
+__device__ inline void store_bf16x8(__nv_bfloat16* to, const float4& a, const float4& b) {
+  *reinterpret_cast<uint4*>(to) = {pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w)};
+}
+
+/// The three tensor maps of a product. `weight_rows`: of all experts.
+struct Maps {
+  CUtensorMap weights, tokens, scales;
+};
+/// By one thread, before the first copy.
+__device__ inline void prefetch(const Maps& maps) {
+  prefetch_tensor_map(&maps.weights);
+  prefetch_tensor_map(&maps.tokens);
+  prefetch_tensor_map(&maps.scales);
+}
+inline Status make_maps(const Fp8Rows& x, const Fp8Weight& w, int weight_box, int token_box, Maps* maps) {
+  const TensorMap2d weights{.data = w.data, .rows = static_cast<uint64_t>(w.n * w.count), .cols = static_cast<uint64_t>(w.k),
+                            .row_bytes = static_cast<uint64_t>(w.k), .box_rows = static_cast<uint32_t>(weight_box), .box_cols = 128};
+  const TensorMap2d tokens{.data = x.data, .rows = static_cast<uint64_t>(x.rows), .cols = static_cast<uint64_t>(x.cols),
+                           .row_bytes = static_cast<uint64_t>(x.cols), .box_rows = static_cast<uint32_t>(token_box), .box_cols = 128};
+  // [k / 128][rows]: columns past the rows come as zeros, whatever the padding holds.
+  const TensorMap2d scales{.data = x.scales, .type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32, .element_bytes = 4,
+                           .rows = static_cast<uint64_t>(x.cols / 128), .cols = static_cast<uint64_t>(x.rows),
+                           .row_bytes = static_cast<uint64_t>(x.scale_stride) * 4, .box_rows = 1,
+                           .box_cols = static_cast<uint32_t>(token_box), .swizzle = TmaSwizzle::kNone, .promote_l2 = false};
+  if (Status s = make_tensor_map(weights, &maps->weights); !s.ok()) return s;
+  if (Status s = make_tensor_map(tokens, &maps->tokens); !s.ok()) return s;
+  return make_tensor_map(scales, &maps->scales);
+}
+
+/// What both launchers demand; empty when all is well.
+inline const char* fault(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y) {
+  const auto aligned = [](const void* p, uintptr_t bytes) { return p != nullptr && reinterpret_cast<uintptr_t>(p) % bytes == 0; };
+  if (w.k <= 0 || w.k % 128 != 0 || w.k > 128 * kMaxKBlocks) return "k is not a multiple of 128 in 128..32768";
+  if (w.n <= 0 || w.n % 8 != 0) return "n is not a positive multiple of 8";
+  if (w.n * w.count > INT32_MAX || w.count < 1) return "count of weight rows out of range";
+  if (x.cols != w.k) return "x and w differ in k";
+  if (y.cols != w.n || y.stride < w.n || y.stride % 8 != 0) return "y's columns or stride do not fit";
+  if (x.rows > INT32_MAX) return "too many rows";
+  if (x.scale_stride % 4 != 0 || x.scale_stride < x.rows) return "scale_stride is not a multiple of 4, or below rows";
+  if (!aligned(x.data, 16) || !aligned(x.scales, 16) || !aligned(w.data, 16) || !aligned(y.data, 16)) return "a pointer is not on 16 bytes";
+  if (w.scales == nullptr) return "no weight scales";
+  return nullptr;
+}
+
+}  // namespace dsv3::cuda::stream

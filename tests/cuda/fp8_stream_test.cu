@@ -1,0 +1,273 @@
+// Streaming FP8 products (at most 128 rows, and tiles of experts) against float64; the choice of kernels.
+#include <algorithm>
+#include <string>
+
+#include "fp8_case.cuh"
+#include "kernels/cuda/common/launch.cuh"
+#include "kernels/cuda/common/ptx.cuh"
+#include "kernels/cuda/gemm/gemm.h"
+#include "kernels/cuda/gemm/gemm_choice.h"
+
+namespace dsv3::cuda::testing {
+namespace {
+
+// BF16 rounding alone is 1.7e-3; tensor-core sums promoted every 128 of K add 1.2e-4.
+constexpr double kAll = 2.5e-3, kWorstRow = 4e-3;
+
+constexpr int64_t kRowCounts[] = {1, 2, 7, 8, 9, 16, 33, 64, 100, 128};
+
+TEST(GemmChoice, ShapesOfTheModel) {
+  struct Case {
+    int64_t n, k;
+    int splits_8, splits_64, splits_128;
+  };
+  const Case cases[] = {{2112, 7168, 4, 8, 6},  {24576, 1536, 1, 1, 1}, {32768, 512, 1, 1, 1}, {7168, 16384, 1, 2, 2},
+                        {4096, 7168, 2, 4, 3},  {7168, 2048, 1, 2, 2},  {3072, 1536, 3, 4, 4}, {1536, 1536, 4, 4, 4},
+                        {4096, 512, 1, 1, 1},   {2048, 512, 1, 1, 1},   {7168, 1024, 1, 2, 2}, {512, 7168, 8, 8, 8},
+                        {256, 7168, 8, 8, 8},   {7168, 256, 1, 1, 1},   {7168, 128, 1, 1, 1},  {36864, 7168, 1, 1, 1},
+                        {7168, 18432, 1, 2, 2}, {4608, 7168, 2, 4, 3},  {7168, 2304, 1, 2, 2}};
+  for (const Case& c : cases) {
+    const std::string name = std::to_string(c.n) + " x " + std::to_string(c.k);
+    for (const auto& [m, splits] : {std::pair{1, c.splits_8}, {32, c.splits_8}, {64, c.splits_64}, {128, c.splits_128}}) {
+      const GemmChoice choice = choose_gemm(m, c.n, c.k, false);
+      EXPECT_EQ(choice.kernel, GemmKernel::kStream) << name << ", m " << m;
+      EXPECT_EQ(choice.splits, splits) << name << ", m " << m << ": " << describe(choice);
+      EXPECT_EQ(choose_gemm(m, c.n, c.k, true).splits, c.splits_8) << name << ", m " << m;
+    }
+  }
+  EXPECT_EQ(describe(choose_gemm(8, 2112, 7168, false)), "stream: 8 tokens x 64 rows, 4 splits, 132 blocks");
+  EXPECT_EQ(describe(choose_gemm(129, 2112, 7168, false)), "tiles");
+  EXPECT_EQ(describe(choose_gemm(300, 512, 7168, true)), "stream: 128 tokens x 128 rows, 8 splits, 32 blocks, 3 launches");
+  EXPECT_NEAR(predict_stream_us(8, 7168, 16384), 38.2, 0.1);
+}
+
+TEST(GemmChoice, RowsOfATile) {
+  for (const auto& [rows, want] : {std::pair{1, 8}, {32, 8}, {128, 8}, {256, 16}, {512, 32}, {1024, 64}, {4096, 128}, {100000, 128}}) {
+    EXPECT_EQ(grouped_tile_rows(rows, 8, 256), want) << rows << " rows";
+  }
+  for (const auto& [m, want] : {std::pair{1, 8}, {8, 8}, {9, 16}, {33, 64}, {65, 128}, {128, 128}}) EXPECT_EQ(stream_tokens(m), want) << m;
+  EXPECT_EQ(choose_grouped_gemm(64, false), GemmKernel::kStream);
+  EXPECT_EQ(choose_grouped_gemm(128, false), GemmKernel::kTiles);
+  EXPECT_EQ(choose_grouped_gemm(128, true), GemmKernel::kStream);
+}
+
+/// All counts of rows against float64, and bit by bit against the product of 128 rows. y's rows have eight columns more.
+void check_dense(int64_t n, int64_t k) {
+  SCOPED_TRACE("n " + std::to_string(n) + ", k " + std::to_string(k));
+  const RandomWeight w(n, k, 11);
+  const RandomRows x(128, k, 22);
+  const std::vector<double> want = product_f64(x.rows, w.weight, 128);
+  const int64_t stride = n + 8;
+  std::vector<Bf16> all;
+  for (int i = static_cast<int>(std::size(kRowCounts)) - 1; i >= 0; --i) {
+    const int64_t m = kRowCounts[i];
+    SCOPED_TRACE("m " + std::to_string(m));
+    // Activations of its own: the rows behind the last are NaN.
+    const RandomRows some(m, k, 22);
+    for (int64_t g = 0; g < k / 128; ++g) {
+      ASSERT_EQ(cudaMemcpy(some.scales.get() + g * some.rows.scale_stride, x.scales.get() + g * x.rows.scale_stride, m * 4,
+                           cudaMemcpyDeviceToDevice),
+                cudaSuccess);
+    }
+    for (const bool deterministic : {true, false}) {
+      // Few rows, or splits that are the same anyway: one run says it all.
+      if (!deterministic && choose_gemm(m, n, k, true).splits == choose_gemm(m, n, k, false).splits) continue;
+      SCOPED_TRACE(describe(choose_gemm(m, n, k, deterministic)));
+      Guarded<Bf16> y(m * stride);
+      ASSERT_OK(fp8_gemm_stream(some.rows, w.weight, {y.get(), m, n, stride}, {.deterministic = deterministic}, {}, nullptr));
+      expect_synced();
+      EXPECT_TRUE(y.guards_intact());
+      const std::vector<Bf16> raw = y.download();
+      std::vector<Bf16> got;
+      for (int64_t r = 0; r < m; ++r) {
+        got.insert(got.end(), raw.begin() + r * stride, raw.begin() + r * stride + n);
+        for (int64_t c = n; c < stride; ++c) ASSERT_TRUE(is_poison(raw[r * stride + c])) << "row " << r << ", column " << c;
+      }
+      const Error error = relative_l2(from_bf16(got), std::vector<double>(want.begin(), want.begin() + m * n), n);
+      EXPECT_LT(error.all, kAll);
+      EXPECT_LT(error.worst_row, kWorstRow) << "row " << error.worst;
+      if (!deterministic) continue;
+      if (all.empty()) all = got;
+      EXPECT_TRUE(same_bits(got, all, got.size())) << "a row's bits depend on the batch";
+    }
+  }
+}
+
+TEST(Fp8Stream, MatchesFloat64AndBitsDoNotDependOnTheBatch) {
+  DSV3_NEEDS_GPU();
+  for (const auto& [n, k] : {std::pair{96, 128}, {64, 256}, {72, 1152}, {256, 512}, {576, 1536}, {200, 3072}}) check_dense(n, k);
+}
+
+TEST(Fp8Stream, LargeShapes) {
+  DSV3_NEEDS_GPU();
+  for (const int64_t n : {2112, 576, 7168, 512, 256, 4096, 96}) {
+    for (const int64_t k : {128, 256, 512, 7168}) check_dense(n, k);
+  }
+  check_dense(32768, 512);
+  check_dense(512, 18432);
+}
+
+TEST(Fp8Stream, NoRows) {
+  DSV3_NEEDS_GPU();
+  const RandomWeight w(64, 128, 1);
+  EXPECT_OK(fp8_gemm_stream({nullptr, nullptr, 0, 128, 0}, w.weight, {nullptr, 0, 64, 64}, {}, {}, nullptr));
+}
+
+TEST(Fp8Stream, SaysWhatIsWrong) {
+  Fp8Rows x{reinterpret_cast<uint8_t*>(1024), reinterpret_cast<float*>(1024), 4, 100, 4};
+  const Fp8Weight w{reinterpret_cast<const uint8_t*>(1024), reinterpret_cast<const float*>(1024), 64, 100, 1};
+  const Bf16Matrix y{reinterpret_cast<Bf16*>(1024), 4, 64, 64};
+  const Status status = fp8_gemm_stream(x, w, y, {}, {}, nullptr);
+  EXPECT_EQ(status.code(), Code::kInternal);
+  EXPECT_NE(status.message().find("multiple of 128"), std::string::npos) << status.message();
+}
+
+/// Launches that overlap (programmatic dependent launch), split and not, give the same bits every time.
+TEST(Fp8Stream, FiftyLaunchesBackToBack) {
+  DSV3_NEEDS_GPU();
+  const RandomWeight split(256, 3072, 1), whole(3072, 256, 2);
+  const RandomRows a(16, 3072, 3), b(16, 256, 4);
+  std::vector<Bf16> first_a, first_b;
+  for (int round = 0; round < 2; ++round) {
+    Guarded<Bf16> y_a(16 * 256), y_b(16 * 3072);
+    for (int i = 0; i < (round == 0 ? 1 : 50); ++i) {
+      ASSERT_OK(fp8_gemm_stream(a.rows, split.weight, {y_a.get(), 16, 256, 256}, {}, {}, nullptr));
+      ASSERT_OK(fp8_gemm_stream(b.rows, whole.weight, {y_b.get(), 16, 3072, 3072}, {}, {}, nullptr));
+    }
+    expect_synced();
+    if (round == 0) {
+      first_a = y_a.download(), first_b = y_b.download();
+    } else {
+      EXPECT_TRUE(same_bits(first_a, y_a.download(), first_a.size()));
+      EXPECT_TRUE(same_bits(first_b, y_b.download(), first_b.size()));
+    }
+  }
+}
+
+// ---- experts -----------------------------------------------------------------------------------------------------------
+
+/// Rows of experts in the permuted order, cut into tiles; experts begin on multiples of 8.
+struct Plan {
+  std::vector<ExpertTile> tiles;
+  std::vector<int> expert_of_row;  // -1: in no tile
+  Plan(const std::vector<int>& rows_of_expert, int tile_rows) {
+    for (size_t e = 0; e < rows_of_expert.size(); ++e) {
+      const int begin = static_cast<int>(expert_of_row.size()), rows = rows_of_expert[e];
+      for (int r = 0; r < rows; r += tile_rows) tiles.push_back({static_cast<int32_t>(e), begin + r, std::min(tile_rows, rows - r), 0});
+      expert_of_row.resize(begin + rows, static_cast<int>(e));
+      while (expert_of_row.size() % kExpertRowAlign != 0) expert_of_row.push_back(-1);
+    }
+  }
+};
+
+std::vector<Bf16> check_grouped(int64_t n, int64_t k, const std::vector<int>& rows_of_expert, int tile_rows) {
+  SCOPED_TRACE("n " + std::to_string(n) + ", k " + std::to_string(k) + ", tile_rows " + std::to_string(tile_rows));
+  const Plan plan(rows_of_expert, tile_rows);
+  const int64_t rows = static_cast<int64_t>(plan.expert_of_row.size()), stride = n + 8;
+  const RandomWeight w(n, k, 5, static_cast<int64_t>(rows_of_expert.size()));
+  const RandomRows x(rows, k, 6, tile_rows - 1);
+  const Guarded<int> experts(plan.expert_of_row);
+  const std::vector<double> want = product_f64(x.rows, w.weight, rows, experts.get());
+  // Entries behind the count are poison: experts and rows of -1.
+  const int max_tiles = static_cast<int>(plan.tiles.size()) + 5;
+  Guarded<ExpertTile> list(max_tiles);
+  EXPECT_EQ(cudaMemcpy(list.get(), plan.tiles.data(), plan.tiles.size() * sizeof(ExpertTile), cudaMemcpyHostToDevice), cudaSuccess);
+  const Guarded<int32_t> count(std::vector<int32_t>{static_cast<int32_t>(plan.tiles.size())});
+  Guarded<Bf16> y(rows * stride);
+  const ExpertTiles tiles{list.get(), count.get(), max_tiles, tile_rows};
+  EXPECT_OK(fp8_grouped_gemm_stream(x.rows, w.weight, tiles, {y.get(), rows, n, stride}, nullptr));
+  expect_synced();
+  EXPECT_TRUE(y.guards_intact());
+  const std::vector<Bf16> raw = y.download();
+  std::vector<Bf16> got;
+  std::vector<double> some;
+  for (int64_t r = 0; r < rows; ++r) {
+    const bool used = plan.expert_of_row[r] >= 0;
+    for (int64_t c = used ? n : 0; c < stride; ++c) {
+      if (is_poison(raw[r * stride + c])) continue;
+      ADD_FAILURE() << "row " << r << ", column " << c << " was written";
+      return {};
+    }
+    if (!used) continue;
+    got.insert(got.end(), raw.begin() + r * stride, raw.begin() + r * stride + n);
+    some.insert(some.end(), want.begin() + r * n, want.begin() + (r + 1) * n);
+  }
+  const Error error = relative_l2(from_bf16(got), some, n);
+  EXPECT_LT(error.all, kAll);
+  EXPECT_LT(error.worst_row, kWorstRow) << "row " << error.worst;
+  return got;
+}
+
+TEST(Fp8GroupedStream, MatchesFloat64AndBitsDoNotDependOnTheTiles) {
+  DSV3_NEEDS_GPU();
+  const std::vector<int> rows = {5, 0, 23, 8, 0, 1, 70};
+  for (const auto& [n, k] : {std::pair{96, 128}, {256, 256}, {200, 1536}}) {
+    std::vector<Bf16> first;
+    for (const int tile_rows : {8, 16, 32, 64, 128}) {
+      const std::vector<Bf16> got = check_grouped(n, k, rows, tile_rows);
+      if (first.empty()) first = got;
+      ASSERT_EQ(got.size(), first.size());
+      EXPECT_TRUE(same_bits(got, first, got.size())) << "n " << n << ", k " << k << ", tile_rows " << tile_rows;
+    }
+  }
+}
+
+TEST(Fp8GroupedStream, LargeExperts) {
+  DSV3_NEEDS_GPU();
+  std::vector<int> rows(12);
+  for (size_t e = 0; e < rows.size(); ++e) rows[e] = static_cast<int>(e * e % 11);
+  for (const auto& [n, k] : {std::pair{4096, 7168}, {7168, 2048}, {512, 7168}, {7168, 256}, {256, 7168}, {7168, 128}}) {
+    for (const int tile_rows : {8, 16, 64}) check_grouped(n, k, rows, tile_rows);
+  }
+  check_grouped(4096, 512, std::vector<int>(64, 33), 32);  // more items than blocks, many times round the ring
+}
+
+TEST(Fp8GroupedStream, AnEmptyListWritesNothing) {
+  DSV3_NEEDS_GPU();
+  const RandomWeight w(128, 256, 1, 2);
+  const RandomRows x(8, 256, 2, 7);
+  const Guarded<ExpertTile> list(4);
+  Guarded<int32_t> count(1);
+  count.zero();
+  const Guarded<Bf16> y(8 * 128);
+  EXPECT_OK(fp8_grouped_gemm_stream(x.rows, w.weight, {list.get(), count.get(), 4, 8}, {y.get(), 8, 128, 128}, nullptr));
+  expect_synced();
+  for (const Bf16 value : y.download()) ASSERT_TRUE(is_poison(value));
+}
+
+// ---- the dependency wait ---------------------------------------------------------------------------------------------
+
+/// Lets its successor start at once, then takes its time and only at the end writes what the successor reads.
+__global__ void late_writer(uint8_t* x, const uint8_t* source, int64_t bytes, int32_t* count, int32_t value) {
+  launch_dependents();
+  wait_for_previous();
+  const long long start = clock64();
+  while (clock64() - start < 100000) {
+  }
+  for (int64_t i = threadIdx.x; i < bytes; i += blockDim.x) x[i] = source[i];
+  if (threadIdx.x == 0) *count = value;
+}
+
+TEST(Fp8Stream, WaitsForItsPredecessor) {
+  DSV3_NEEDS_GPU();
+  const int64_t m = 8, n = 512, k = 1536;
+  const RandomWeight w(n, k, 1);
+  const RandomRows x(m, k, 2), source(m, k, 3);
+  const Guarded<ExpertTile> list(std::vector<ExpertTile>{{0, 0, 8, 0}});
+  const Guarded<int32_t> count(std::vector<int32_t>{0});
+  const Guarded<Bf16> y(m * n), grouped(m * n);
+  const LaunchShape shape{dim3(1), dim3(256)};
+  ASSERT_OK(launch("late_writer", late_writer, shape, nullptr, x.data.get(), source.data.get(), m * k, count.get(), 0));
+  ASSERT_OK(fp8_gemm_stream(x.rows, w.weight, {y.get(), m, n, n}, {}, {}, nullptr));
+  ASSERT_OK(launch("late_writer", late_writer, shape, nullptr, x.data.get(), source.data.get(), m * k, count.get(), 1));
+  ASSERT_OK(fp8_grouped_gemm_stream(x.rows, w.weight, {list.get(), count.get(), 1, 8}, {grouped.get(), m, n, n}, nullptr));
+  expect_synced();
+  Fp8Rows fresh = x.rows;  // its scales, the other data
+  fresh.data = source.data.get();
+  const std::vector<double> want = product_f64(fresh, w.weight, m);
+  EXPECT_LT(relative_l2(from_bf16(y.download()), want, n).worst_row, kWorstRow);
+  EXPECT_LT(relative_l2(from_bf16(grouped.download()), want, n).worst_row, kWorstRow);
+}
+
+}  // namespace
+}  // namespace dsv3::cuda::testing
