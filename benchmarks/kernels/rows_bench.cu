@@ -1,5 +1,7 @@
-// Row-wise kernels at DeepSeek-V3's sizes: norms, quantisation, activation, rotation and cache, the gate, permutation. The limit is bytes at
-// the memory's rate; a node of a graph costs about 1 us whatever it does, so small shapes are judged by that.
+// Row-wise kernels at DeepSeek-V3's sizes: norms, quantisation, activation, rotation and cache, the gate, permutation. The limit
+// is bytes at the memory's rate; a node of a graph costs about 1 us whatever it does, so small shapes are judged by that.
+#include <cuda_bf16.h>
+
 #include <cstdio>
 #include <string>
 #include <vector>
@@ -46,14 +48,20 @@ struct Matrices {
 };
 struct Fp8Matrices {
   Fp8Matrices(int64_t rows, int64_t cols)
-      : rows(rows), cols(cols), stride((rows + 3) / 4 * 4), data(rows * cols, Buffer::Fill::kNormalE4m3), scales(cols / 128 * stride * 4, Buffer::Fill::kScales) {}
+      : rows(rows),
+        cols(cols),
+        stride((rows + 3) / 4 * 4),
+        data(rows * cols, Buffer::Fill::kNormalE4m3),
+        scales(cols / 128 * stride * 4, Buffer::Fill::kScales) {}
   Fp8Rows view() const { return {data.as<uint8_t>(), scales.as<float>(), rows, cols, stride}; }
   double bytes() const { return static_cast<double>(rows * cols) * (1 + 4.0 / 128); }
   int64_t rows, cols, stride;
   Buffer data, scales;
 };
 
-std::string shape_of(int64_t rows, int64_t cols) { return std::to_string(rows) + " x " + std::to_string(cols); }
+std::string shape_of(int64_t rows, int64_t cols) {
+  return std::to_string(rows) + " x " + std::to_string(cols);
+}
 
 void bench_norms(Rows& rows_bench, int64_t rows) {
   const auto r = static_cast<double>(rows);
@@ -108,8 +116,10 @@ void bench_rope(Rows& rows_bench, int64_t rows) {
       p.q = q.at(0), p.absorbed_q = absorbed.at(0).data, p.kv_a = kv.at(0), p.latent_gain = gain.as<float>(), p.eps = 1e-6f;
       p.frequencies = frequencies.as<float>(), p.positions = positions_device.as<int32_t>(), p.cache_rows = cache_rows_device.as<int64_t>();
       p.heads = heads, p.pages = {pages.as<void>(), format, blocks};
-      const double bytes = static_cast<double>(rows) * (heads * kRope * 2.0 * 3 + kCacheRow * 2.0 + static_cast<double>(p.pages.row_bytes()));
-      rows_bench.time("rope_and_cache", std::to_string(rows) + " rows, " + std::to_string(heads) + " heads, " + (format == KvFormat::kFp8 ? "fp8" : "bf16"),
+      const double bytes =
+          static_cast<double>(rows) * (heads * kRope * 2.0 * 3 + kCacheRow * 2.0 + static_cast<double>(p.pages.row_bytes()));
+      rows_bench.time("rope_and_cache",
+                      std::to_string(rows) + " rows, " + std::to_string(heads) + " heads, " + (format == KvFormat::kFp8 ? "fp8" : "bf16"),
                       bytes, [&](int, Stream stream) { return rope_and_cache(p, stream); });
     }
   }
@@ -135,7 +145,8 @@ void bench_moe(Rows& rows_bench, int64_t rows) {
   const Buffer position(rows * kTopK * 4, Buffer::Fill::kZero), source(order.capacity * 4, Buffer::Fill::kZero);
   const Buffer tiles(order.max_tiles * static_cast<int64_t>(sizeof(ExpertTile)), Buffer::Fill::kZero), count(4, Buffer::Fill::kZero);
   const Buffer scratch(expert_order_scratch(rows, kTopK, kExperts) * 4, Buffer::Fill::kZero);
-  order.position = position.as<int32_t>(), order.source = source.as<int32_t>(), order.tiles = tiles.as<ExpertTile>(), order.num_tiles = count.as<int32_t>();
+  order.position = position.as<int32_t>(), order.source = source.as<int32_t>(), order.tiles = tiles.as<ExpertTile>(),
+  order.num_tiles = count.as<int32_t>();
   const auto sort_rows = [&](int, Stream stream) {
     return order_by_expert(rows, kTopK, kExperts, ids.as<int32_t>(), tile_rows, order, scratch.as<int32_t>(), stream);
   };

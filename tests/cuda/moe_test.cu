@@ -15,11 +15,16 @@ struct GateCase {
   bool sigmoid, bias, top2, normalise, scale_when_normalised;
 };
 const GateCase kGates[] = {
-    {"V3", 256, 8, 4, 8, true, true, true, true, true},         {"V2", 160, 8, 3, 6, false, false, false, false, false},
-    {"V2 lite", 64, 1, 1, 6, false, false, false, false, false}, {"n_group 1", 384, 1, 1, 8, true, true, true, true, true},
-    {"normalised V2", 160, 8, 3, 6, false, false, false, true, false}, {"small", 16, 4, 2, 4, true, true, true, true, true},
-    {"all", 16, 1, 1, 16, true, true, true, true, true},         {"largest", 1024, 64, 40, 32, true, true, true, true, true},
-    {"one", 5, 1, 1, 1, true, false, true, true, true},          {"groups of 20", 640, 32, 5, 7, true, true, true, true, true},
+    {"V3", 256, 8, 4, 8, true, true, true, true, true},
+    {"V2", 160, 8, 3, 6, false, false, false, false, false},
+    {"V2 lite", 64, 1, 1, 6, false, false, false, false, false},
+    {"n_group 1", 384, 1, 1, 8, true, true, true, true, true},
+    {"normalised V2", 160, 8, 3, 6, false, false, false, true, false},
+    {"small", 16, 4, 2, 4, true, true, true, true, true},
+    {"all", 16, 1, 1, 16, true, true, true, true, true},
+    {"largest", 1024, 64, 40, 32, true, true, true, true, true},
+    {"one", 5, 1, 1, 1, true, false, true, true, true},
+    {"groups of 20", 640, 32, 5, 7, true, true, true, true, true},
 };
 GateShape shape_of(const GateCase& c) {
   GateShape gate;
@@ -114,9 +119,13 @@ TEST(CudaRoute, BadLogitsChooseValidExpertsAndRowsAreIndependent) {
 /// Buffers of an order, and the order itself.
 struct OrderBuffers {
   OrderBuffers(int64_t rows, int64_t top_k, int64_t experts, int tile_rows)
-      : capacity(expert_order_rows(rows, top_k, experts) + 5), max_tiles(expert_order_tiles(rows, top_k, experts, tile_rows)),
-        position(static_cast<size_t>(rows * top_k)), source(static_cast<size_t>(capacity)), num_tiles(1),
-        scratch(static_cast<size_t>(expert_order_scratch(rows, top_k, experts))), tiles(static_cast<size_t>(max_tiles)) {
+      : capacity(expert_order_rows(rows, top_k, experts) + 5),
+        max_tiles(expert_order_tiles(rows, top_k, experts, tile_rows)),
+        position(static_cast<size_t>(rows * top_k)),
+        source(static_cast<size_t>(capacity)),
+        num_tiles(1),
+        scratch(static_cast<size_t>(expert_order_scratch(rows, top_k, experts))),
+        tiles(static_cast<size_t>(max_tiles)) {
     position.zero();  // the poison is -1, which the kernels have to write themselves
     source.zero();
   }
@@ -124,7 +133,8 @@ struct OrderBuffers {
     return {position.get(), source.get(), tiles.get(), num_tiles.get(), capacity, static_cast<int32_t>(max_tiles)};
   }
   bool guards_intact() const {
-    return position.guards_intact() && source.guards_intact() && num_tiles.guards_intact() && scratch.guards_intact() && tiles.guards_intact();
+    return position.guards_intact() && source.guards_intact() && num_tiles.guards_intact() && scratch.guards_intact() &&
+           tiles.guards_intact();
   }
   int64_t capacity, max_tiles;
   Guarded<int32_t> position, source, num_tiles, scratch;
@@ -225,7 +235,8 @@ TEST(CudaMoe, PermutesActivatesAndCombines) {
       // Rows into the order, BF16 and FP8.
       const auto x = to_bf16(normal_values(static_cast<size_t>(rows * cols), 42));
       const Guarded<Bf16> x_device(x), permuted(static_cast<size_t>(capacity * cols));
-      ASSERT_OK(permute_rows(Bf16Matrix{x_device.get(), rows, cols, cols}, order.view(), Bf16Matrix{permuted.get(), capacity, cols, cols}, nullptr));
+      ASSERT_OK(permute_rows(Bf16Matrix{x_device.get(), rows, cols, cols}, order.view(), Bf16Matrix{permuted.get(), capacity, cols, cols},
+                             nullptr));
       Fp8Buffer x8(rows, cols), permuted8(capacity, cols);
       std::vector<uint8_t> bytes(x8.data.size());
       for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<uint8_t>(i * 7 + i / 251);
@@ -244,11 +255,13 @@ TEST(CudaMoe, PermutesActivatesAndCombines) {
         skip.push_back(from < 0);
         for (int64_t c = 0; c < cols; ++c) {
           const auto to = static_cast<size_t>(p * cols + c);
-          ASSERT_EQ(__bfloat16_as_ushort(permuted_got[to]), from < 0 ? 0xFFFF : __bfloat16_as_ushort(x[static_cast<size_t>(from * cols + c)]));
+          ASSERT_EQ(__bfloat16_as_ushort(permuted_got[to]),
+                    from < 0 ? 0xFFFF : __bfloat16_as_ushort(x[static_cast<size_t>(from * cols + c)]));
           ASSERT_EQ(bytes_got[to], from < 0 ? 0xFF : bytes[static_cast<size_t>(from * cols + c)]);
         }
         for (int64_t g = 0; g < cols / 128 && from >= 0; ++g) {
-          ASSERT_EQ(scales_got[static_cast<size_t>(g * permuted8.scale_stride + p)], scales[static_cast<size_t>(g * x8.scale_stride + from)]);
+          ASSERT_EQ(scales_got[static_cast<size_t>(g * permuted8.scale_stride + p)],
+                    scales[static_cast<size_t>(g * x8.scale_stride + from)]);
         }
       }
       EXPECT_TRUE(permuted.guards_intact() && permuted8.guards_intact());
@@ -288,8 +301,8 @@ TEST(CudaMoe, PermutesActivatesAndCombines) {
       for (const bool accumulate : {false, true}) {
         Guarded<Bf16> out(static_cast<size_t>(rows * cols));
         if (accumulate) out.upload(x);
-        ASSERT_OK(combine_experts(rows, top_k, Bf16Matrix{active.get(), capacity, cols, cols}, order.view(), weights_device.get(), accumulate,
-                                  Bf16Matrix{out.get(), rows, cols, cols}, nullptr));
+        ASSERT_OK(combine_experts(rows, top_k, Bf16Matrix{active.get(), capacity, cols, cols}, order.view(), weights_device.get(),
+                                  accumulate, Bf16Matrix{out.get(), rows, cols, cols}, nullptr));
         expect_synced();
         const auto got = from_bf16(out.download());
         for (int64_t r = 0; r < rows; ++r) {
@@ -302,7 +315,8 @@ TEST(CudaMoe, PermutesActivatesAndCombines) {
               want += term, size += std::fabs(term);
             }
             // One rounding to BF16, and eight float32 sums.
-            ASSERT_NEAR(got[static_cast<size_t>(r * cols + c)], want, std::fabs(want) / 255 + size * 1e-6 + 1e-30) << "row " << r << ", column " << c;
+            ASSERT_NEAR(got[static_cast<size_t>(r * cols + c)], want, std::fabs(want) / 255 + size * 1e-6 + 1e-30)
+                << "row " << r << ", column " << c;
           }
         }
         EXPECT_TRUE(out.guards_intact());

@@ -15,7 +15,10 @@ constexpr double kF32Error = 2e-6;
 
 struct Matrix {
   Matrix(int64_t rows, int64_t cols, uint32_t seed, float scale = 1.0f)
-      : rows(rows), cols(cols), stride(cols + 16), host(to_bf16(normal_values(static_cast<size_t>(rows * stride), seed, scale))),
+      : rows(rows),
+        cols(cols),
+        stride(cols + 16),
+        host(to_bf16(normal_values(static_cast<size_t>(rows * stride), seed, scale))),
         device(std::max<size_t>(host.size(), 1)) {
     if (!host.empty()) device.upload(host);
   }
@@ -61,7 +64,8 @@ void check_norm(int64_t rows, int64_t cols, bool with_delta, bool ue8m0) {
       squares += v * v;
     }
     const double inverse = 1 / std::sqrt(squares / static_cast<double>(cols) + static_cast<double>(kEps));
-    for (int64_t c = 0; c < cols; ++c) exact.push_back(residual[static_cast<size_t>(r * cols + c)] * inverse * gain[static_cast<size_t>(c)]);
+    for (int64_t c = 0; c < cols; ++c)
+      exact.push_back(residual[static_cast<size_t>(r * cols + c)] * inverse * gain[static_cast<size_t>(c)]);
   }
   EXPECT_EQ(relative_l2(x.download(), residual, cols).all, 0) << what;
   const Error error = relative_l2(out.download(), exact, cols);

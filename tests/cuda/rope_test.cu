@@ -31,11 +31,13 @@ void check_pair(float a, float b, const Turned& want, const std::string& what) {
 }
 
 void check(int64_t rows, int heads, KvFormat format, bool absorbed) {
-  const std::string what = std::to_string(rows) + " rows, " + std::to_string(heads) + " heads, " + (format == KvFormat::kFp8 ? "fp8" : "bf16");
+  const std::string what =
+      std::to_string(rows) + " rows, " + std::to_string(heads) + " heads, " + (format == KvFormat::kFp8 ? "fp8" : "bf16");
   SCOPED_TRACE(what);
   const int64_t q_stride = heads * 192 + 8, kv_stride = 576 + 8, blocks = rows / 64 + 2;
   const double factor = 1.25;
-  const auto q = to_bf16(normal_values(static_cast<size_t>(rows * q_stride), 1)), kv = to_bf16(normal_values(static_cast<size_t>(rows * kv_stride), 2));
+  const auto q = to_bf16(normal_values(static_cast<size_t>(rows * q_stride), 1)),
+             kv = to_bf16(normal_values(static_cast<size_t>(rows * kv_stride), 2));
   const auto gain = normal_values(512, 3), f = frequencies();
   const int32_t edges[] = {0, 1, 4095, 163839, -1, 77777};
   std::vector<int32_t> positions;
@@ -88,7 +90,8 @@ void check(int64_t rows, int heads, KvFormat format, bool absorbed) {
     const double inverse = 1 / std::sqrt(squares / 512 + static_cast<double>(kEps));
     for (int g = 0; g < 4; ++g) {
       double amax = 1e-4;
-      for (int c = g * 128; c < g * 128 + 128; ++c) amax = std::max(amax, std::fabs(from_bf16(source[c]) * inverse * gain[static_cast<size_t>(c)]));
+      for (int c = g * 128; c < g * 128 + 128; ++c)
+        amax = std::max(amax, std::fabs(from_bf16(source[c]) * inverse * gain[static_cast<size_t>(c)]));
       float scale = 0;
       std::memcpy(&scale, row + 512 + 4 * g, 4);
       if (format == KvFormat::kFp8) {
@@ -109,13 +112,15 @@ void check(int64_t rows, int heads, KvFormat format, bool absorbed) {
     for (int i = 0; i < 32; ++i) {
       Bf16 pair[2];
       std::memcpy(pair, row + (format == KvFormat::kFp8 ? 528 : 1024) + 4 * i, 4);
-      const Turned want = turned(from_bf16(source[512 + 2 * i]), from_bf16(source[513 + 2 * i]), position * f[static_cast<size_t>(i)], factor);
+      const Turned want =
+          turned(from_bf16(source[512 + 2 * i]), from_bf16(source[513 + 2 * i]), position * f[static_cast<size_t>(i)], factor);
       check_pair(from_bf16(pair[0]), from_bf16(pair[1]), want, where + ", k_pe pair " + std::to_string(i));
     }
   }
   for (size_t row = 0; row < written.size(); ++row) {
     if (written[row]) continue;
-    for (int64_t b = 0; b < row_bytes; ++b) ASSERT_EQ(cache[row * static_cast<size_t>(row_bytes) + static_cast<size_t>(b)], 0xFF) << what << ", cache row " << row;
+    for (int64_t b = 0; b < row_bytes; ++b)
+      ASSERT_EQ(cache[row * static_cast<size_t>(row_bytes) + static_cast<size_t>(b)], 0xFF) << what << ", cache row " << row;
   }
   EXPECT_TRUE(q_device.guards_intact() && absorbed_device.guards_intact() && pages.guards_intact()) << what;
 }

@@ -10,7 +10,10 @@ namespace dsv3::cuda::testing {
 /// Device buffers of an Fp8Rows.
 struct Fp8Buffer {
   Fp8Buffer(int64_t rows, int64_t cols)
-      : rows(rows), cols(cols), scale_stride((rows + 3) / 4 * 4 + 4), data(static_cast<size_t>(std::max<int64_t>(rows * cols, 16))),
+      : rows(rows),
+        cols(cols),
+        scale_stride((rows + 3) / 4 * 4 + 4),
+        data(static_cast<size_t>(std::max<int64_t>(rows * cols, 16))),
         scales(static_cast<size_t>(cols / 128 * scale_stride)) {}
   Fp8Rows view() const { return {data.get(), scales.get(), rows, cols, scale_stride}; }
   bool guards_intact() const { return data.guards_intact() && scales.guards_intact(); }
@@ -45,7 +48,8 @@ inline void expect_fp8(const Fp8Buffer& got, const std::vector<double>& exact, b
         const double value = e4m3_to_f32(data[static_cast<size_t>(r * got.cols + g * 128 + i)]) * scale;
         // Half a step is 2^-4 of the value, or 2^-10 scales below the smallest normal; float32 rounding moves a tie a little.
         const double allowed = std::max(std::fabs(x[i]) / 16, scale / 1024) * (1 + 1e-4) + scale_error * amax;
-        ASSERT_LE(std::fabs(value - x[i]), allowed) << what << ": row " << r << ", column " << g * 128 + i << ", " << value << " for " << x[i];
+        ASSERT_LE(std::fabs(value - x[i]), allowed)
+            << what << ": row " << r << ", column " << g * 128 + i << ", " << value << " for " << x[i];
       }
     }
   }

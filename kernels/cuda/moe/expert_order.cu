@@ -18,7 +18,7 @@ struct OrderParams {
   int32_t* source;     // [capacity]
   ExpertTile* tiles;
   int32_t* num_tiles;
-  int32_t* scratch;    // [chunks][experts] counts, then first rows; [1] rows in use
+  int32_t* scratch;  // [chunks][experts] counts, then first rows; [1] rows in use
   int64_t capacity;
   int32_t entries, top_k, experts, tile_rows, chunks;
 };
@@ -31,7 +31,9 @@ __device__ inline Shared shared_of(int experts) {
   extern __shared__ int32_t memory[];
   return {reinterpret_cast<uint16_t*>(memory + experts), memory};
 }
-size_t shared_bytes(int64_t experts) { return static_cast<size_t>(experts) * (sizeof(int32_t) + kWarps * sizeof(uint16_t)); }
+size_t shared_bytes(int64_t experts) {
+  return static_cast<size_t>(experts) * (sizeof(int32_t) + kWarps * sizeof(uint16_t));
+}
 
 struct Ranked {
   int32_t id[kRounds];    // -1: nowhere
@@ -222,7 +224,8 @@ Status order_by_expert(int64_t rows, int64_t top_k, int64_t experts, const int32
   if (rows < 0 || entries > int64_t{1} << 30) return wrong(kName, std::to_string(rows) + " rows");
   if (tile_rows < kExpertRowAlign || tile_rows % kExpertRowAlign != 0) return wrong(kName, "tile_rows is " + std::to_string(tile_rows));
   if (order.capacity < expert_order_rows(rows, top_k, experts) || order.max_tiles < expert_order_tiles(rows, top_k, experts, tile_rows)) {
-    return wrong(kName, "buffers for " + std::to_string(order.capacity) + " rows and " + std::to_string(order.max_tiles) + " tiles are short");
+    return wrong(kName,
+                 "buffers for " + std::to_string(order.capacity) + " rows and " + std::to_string(order.max_tiles) + " tiles are short");
   }
   if (entries == 0 && order.num_tiles == nullptr) return {};
   // With 0 rows the kernel still runs where there is a list: the products behind it read num_tiles.
@@ -232,8 +235,18 @@ Status order_by_expert(int64_t rows, int64_t top_k, int64_t experts, const int32
   }
   const int64_t chunks = (entries + kChunk - 1) / kChunk;
   if (chunks > 1 && scratch == nullptr) return wrong(kName, "scratch is null");
-  const OrderParams p{ids, order.position, order.source, order.tiles, order.num_tiles, scratch, order.capacity, static_cast<int32_t>(entries),
-                      static_cast<int32_t>(top_k), static_cast<int32_t>(experts), tile_rows, static_cast<int32_t>(chunks)};
+  const OrderParams p{ids,
+                      order.position,
+                      order.source,
+                      order.tiles,
+                      order.num_tiles,
+                      scratch,
+                      order.capacity,
+                      static_cast<int32_t>(entries),
+                      static_cast<int32_t>(top_k),
+                      static_cast<int32_t>(experts),
+                      tile_rows,
+                      static_cast<int32_t>(chunks)};
   const size_t bytes = shared_bytes(experts);
   const LaunchShape one{dim3(1), dim3(kThreads), bytes};
   if (chunks <= 1) {

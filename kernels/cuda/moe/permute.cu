@@ -12,12 +12,12 @@ constexpr int kMaxTopK = 32, kTerms = 8;
 struct PermuteParams {
   const uint4* x;
   uint4* out;
-  const int32_t* source;      // [capacity]
-  const float* scales;        // or null
+  const int32_t* source;  // [capacity]
+  const float* scales;    // or null
   float* out_scales;
   int64_t x_stride, out_stride;  // in 16 bytes
   int64_t scale_stride, out_scale_stride;
-  int32_t vectors, groups;    // of a row: 16-byte pieces, scales
+  int32_t vectors, groups;  // of a row: 16-byte pieces, scales
 };
 
 /// One block a permuted row.
@@ -117,8 +117,16 @@ Status permute_rows(const Fp8Rows& x, const ExpertOrder& order, const Fp8Rows& o
   DSV3_TRY(check_capacity(kName, order));
   DSV3_TRY(check_fp8(kName, "x", x, x.rows, x.cols));
   DSV3_TRY(check_fp8(kName, "out", out, order.capacity, x.cols));
-  const PermuteParams p{reinterpret_cast<const uint4*>(x.data), reinterpret_cast<uint4*>(out.data), order.source, x.scales, out.scales,
-                        x.cols / 16, x.cols / 16, x.scale_stride, out.scale_stride, static_cast<int32_t>(x.cols / 16),
+  const PermuteParams p{reinterpret_cast<const uint4*>(x.data),
+                        reinterpret_cast<uint4*>(out.data),
+                        order.source,
+                        x.scales,
+                        out.scales,
+                        x.cols / 16,
+                        x.cols / 16,
+                        x.scale_stride,
+                        out.scale_stride,
+                        static_cast<int32_t>(x.cols / 16),
                         static_cast<int32_t>(x.cols / kQuantGroup)};
   return run_permute(kName, p, order, stream);
 }
@@ -129,8 +137,17 @@ Status permute_rows(const Bf16Matrix& x, const ExpertOrder& order, const Bf16Mat
   DSV3_TRY(check_capacity(kName, order));
   DSV3_TRY(check_matrix(kName, "x", x, x.rows, x.cols));
   DSV3_TRY(check_matrix(kName, "out", out, order.capacity, x.cols));
-  const PermuteParams p{reinterpret_cast<const uint4*>(x.data), reinterpret_cast<uint4*>(out.data), order.source, nullptr, nullptr,
-                        x.stride / kVector, out.stride / kVector, 0, 0, static_cast<int32_t>(x.cols / kVector), 0};
+  const PermuteParams p{reinterpret_cast<const uint4*>(x.data),
+                        reinterpret_cast<uint4*>(out.data),
+                        order.source,
+                        nullptr,
+                        nullptr,
+                        x.stride / kVector,
+                        out.stride / kVector,
+                        0,
+                        0,
+                        static_cast<int32_t>(x.cols / kVector),
+                        0};
   return run_permute(kName, p, order, stream);
 }
 
@@ -165,9 +182,11 @@ Status combine_experts(int64_t rows, int64_t top_k, const Bf16Matrix& y, const E
   DSV3_TRY(check_matrix(kName, "y", y, 0, out.cols));
   if (order.position == nullptr || weights == nullptr) return wrong(kName, "a buffer is null");
   const int64_t vectors = out.cols / kVector, pieces = (vectors + kCombineThreads - 1) / kCombineThreads;
-  const CombineParams p{y.data, out.data, order.position, weights, y.stride, out.stride, static_cast<int32_t>(top_k),
-                        static_cast<int32_t>(vectors), accumulate};
-  return launch(kName, combine_kernel, {dim3(static_cast<unsigned>(rows), static_cast<unsigned>(pieces)), dim3(kCombineThreads)}, stream, p);
+  const CombineParams p{
+      y.data,    out.data, order.position, weights, y.stride, out.stride, static_cast<int32_t>(top_k), static_cast<int32_t>(vectors),
+      accumulate};
+  return launch(kName, combine_kernel, {dim3(static_cast<unsigned>(rows), static_cast<unsigned>(pieces)), dim3(kCombineThreads)}, stream,
+                p);
 }
 
 }  // namespace dsv3::cuda

@@ -28,7 +28,9 @@ __device__ inline uint32_t order_of(float x) {
   return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
 }
 /// Scores of groups are read by several lanes at once: a step of 33 words keeps groups of 32 on different banks.
-__device__ inline int padded(int e) { return e + e / 32; }
+__device__ inline int padded(int e) {
+  return e + e / 32;
+}
 
 __device__ inline double warp_sum(double x) {
 #pragma unroll
@@ -173,9 +175,21 @@ Status route(int64_t rows, const GateShape& gate, const float* logits, const flo
   int group_lanes = 1;
   while (grouped && group_lanes * 2 * gate.groups <= 32) group_lanes *= 2;
   const bool normalise = gate.normalise && gate.top_k > 1;
-  const RouteParams p{logits, bias, ids, weights, rows, static_cast<int32_t>(gate.experts), static_cast<int32_t>(gate.top_k),
-                      static_cast<int32_t>(gate.groups), static_cast<int32_t>(gate.top_groups), group_lanes,
-                      normalise && !gate.scale_when_normalised ? 1.0f : gate.scale, gate.sigmoid, gate.group_by_top2, grouped, normalise};
+  const RouteParams p{logits,
+                      bias,
+                      ids,
+                      weights,
+                      rows,
+                      static_cast<int32_t>(gate.experts),
+                      static_cast<int32_t>(gate.top_k),
+                      static_cast<int32_t>(gate.groups),
+                      static_cast<int32_t>(gate.top_groups),
+                      group_lanes,
+                      normalise && !gate.scale_when_normalised ? 1.0f : gate.scale,
+                      gate.sigmoid,
+                      gate.group_by_top2,
+                      grouped,
+                      normalise};
   const LaunchShape shape{dim3(static_cast<unsigned>((rows + kWarps - 1) / kWarps)), dim3(kWarps * 32)};
   if (gate.experts <= 256) return launch("route", route_kernel<8>, shape, stream, p);
   if (gate.experts <= 384) return launch("route", route_kernel<12>, shape, stream, p);

@@ -78,7 +78,14 @@ Status copy(const char* name, const int32_t* index, const Bf16Matrix& table, int
   if (index != nullptr && table.rows > 0) DSV3_TRY(check_matrix(name, "table", table, table.rows, out.cols));
   LaunchShape shape;
   DSV3_TRY(shape_of(name, out.rows, out.cols, &shape));
-  const CopyParams p{index, table.data, out.data, first, table.rows, table.stride, out.stride, static_cast<uint32_t>(out.rows),
+  const CopyParams p{index,
+                     table.data,
+                     out.data,
+                     first,
+                     table.rows,
+                     table.stride,
+                     out.stride,
+                     static_cast<uint32_t>(out.rows),
                      static_cast<uint32_t>(out.cols / kVector)};
   return launch(name, copy_kernel, shape, stream, p);
 }
@@ -95,7 +102,9 @@ Status gather_rows(const Bf16Matrix& x, const int32_t* rows_wanted, const Bf16Ma
   return copy("gather_rows", rows_wanted, x, 0, out, stream);
 }
 
-Status zero_rows(const Bf16Matrix& x, Stream stream) { return copy("zero_rows", nullptr, {}, 0, x, stream); }
+Status zero_rows(const Bf16Matrix& x, Stream stream) {
+  return copy("zero_rows", nullptr, {}, 0, x, stream);
+}
 
 Status add_rows(const Bf16Matrix& a, const Bf16Matrix& b, Stream stream) {
   if (a.rows == 0) return {};

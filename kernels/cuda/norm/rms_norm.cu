@@ -9,11 +9,11 @@ constexpr int kMaxThreadsOnePass = 1024, kMaxThreadsFourPasses = 512;
 constexpr int kManyRows = 264;  // two blocks an SM: from here on bytes in flight count more than one row's latency
 
 struct NormParams {
-  Bf16* x;            // [rows, cols]: the residual, or the input
-  const Bf16* delta;  // [rows, cols] or null; x + delta goes back to x
-  const float* gain;  // [cols]
-  Bf16* out;          // or null
-  uint8_t* quantised; // or null
+  Bf16* x;             // [rows, cols]: the residual, or the input
+  const Bf16* delta;   // [rows, cols] or null; x + delta goes back to x
+  const float* gain;   // [cols]
+  Bf16* out;           // or null
+  uint8_t* quantised;  // or null
   float* scales;
   int64_t x_stride, delta_stride, out_stride, scale_stride;
   int32_t cols;
@@ -24,8 +24,8 @@ struct NormParams {
 /// Vector i = pass * blockDim.x + thread. The sum goes 8 values of a vector, 32 vectors of a chunk, chunks: the same tree however
 /// many threads and passes there are, so a row's bits do not depend on the number of rows.
 template <int kPasses>
-__global__ __launch_bounds__(kPasses == 1 ? kMaxThreadsOnePass : kMaxThreadsFourPasses) void norm_kernel(
-    const __grid_constant__ NormParams p) {
+__global__ __launch_bounds__(kPasses == 1 ? kMaxThreadsOnePass
+                                          : kMaxThreadsFourPasses) void norm_kernel(const __grid_constant__ NormParams p) {
   launch_dependents();
   __shared__ float partial[kPasses == 1 ? 32 : kPasses * kMaxThreadsFourPasses / 32];
   const int vectors = p.cols / kVector, threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
@@ -98,9 +98,19 @@ Status run_norm(const char* name, const Bf16Matrix& x, const Bf16Matrix* delta, 
   const int64_t wanted = one_pass ? vectors : (vectors + 3) / 4;
   const auto threads = static_cast<unsigned>((wanted + 31) / 32 * 32);
   if (!one_pass && threads > kMaxThreadsFourPasses) return wrong(name, std::to_string(x.cols) + " columns; at most 16384");
-  const NormParams p{x.data,   delta != nullptr ? delta->data : nullptr, gain,           out.data,
-                     quantised.data, quantised.scales, x.stride, delta != nullptr ? delta->stride : 0, out.stride, quantised.scale_stride,
-                     static_cast<int32_t>(x.cols), eps, ue8m0};
+  const NormParams p{x.data,
+                     delta != nullptr ? delta->data : nullptr,
+                     gain,
+                     out.data,
+                     quantised.data,
+                     quantised.scales,
+                     x.stride,
+                     delta != nullptr ? delta->stride : 0,
+                     out.stride,
+                     quantised.scale_stride,
+                     static_cast<int32_t>(x.cols),
+                     eps,
+                     ue8m0};
   const LaunchShape shape{dim3(static_cast<unsigned>(rows)), dim3(threads)};
   return one_pass ? launch(name, norm_kernel<1>, shape, stream, p) : launch(name, norm_kernel<4>, shape, stream, p);
 }

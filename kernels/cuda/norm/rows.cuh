@@ -14,7 +14,9 @@ namespace dsv3::cuda {
 inline constexpr int kVector = 8;                            ///< BF16 values of a 16-byte access
 inline constexpr int kGroupVectors = kQuantGroup / kVector;  ///< neighbouring lanes that share a scale: 16
 
-__device__ inline uint4 load_vector(const Bf16* p) { return *reinterpret_cast<const uint4*>(p); }
+__device__ inline uint4 load_vector(const Bf16* p) {
+  return *reinterpret_cast<const uint4*>(p);
+}
 __device__ inline void unpack_bf16(const uint4& raw, float (&v)[8]) {
   const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
 #pragma unroll
@@ -26,7 +28,9 @@ __device__ inline void unpack_bf16(const uint4& raw, float (&v)[8]) {
 __device__ inline uint4 pack_bf16_vector(const float (&v)[8]) {
   return {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7])};
 }
-__device__ inline void store_vector(Bf16* p, const float (&v)[8]) { *reinterpret_cast<uint4*>(p) = pack_bf16_vector(v); }
+__device__ inline void store_vector(Bf16* p, const float (&v)[8]) {
+  *reinterpret_cast<uint4*>(p) = pack_bf16_vector(v);
+}
 __device__ inline void load_floats(const float* p, float (&v)[8]) {
   const float4 low = *reinterpret_cast<const float4*>(p), high = *reinterpret_cast<const float4*>(p + 4);
   v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
@@ -45,7 +49,9 @@ __device__ inline float sum_of_squares(const float (&v)[8]) {
   for (int i = 0; i < 8; ++i) sum = fmaf(v[i], v[i], sum);
   return sum;
 }
-__device__ inline float silu(float x) { return x / (1.0f + expf(-x)); }
+__device__ inline float silu(float x) {
+  return x / (1.0f + expf(-x));
+}
 
 /// s of model.md 8.2 for the 128 columns of 16 neighbouring lanes, of which this lane holds v. All 32 lanes call it.
 /// fmaxf skips NaN, as the CPU does: the NaN itself becomes the e4m3 NaN.
@@ -80,8 +86,12 @@ __device__ inline uint2 to_e4m3(const float (&v)[8], float scale) {
 
 // ---- launchers -----------------------------------------------------------------------------------------------------------------
 
-inline Status wrong(const char* kernel, const std::string& what) { return {Code::kInternal, std::string(kernel) + ": " + what}; }
-inline bool aligned(const void* p, uintptr_t bytes = 16) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+inline Status wrong(const char* kernel, const std::string& what) {
+  return {Code::kInternal, std::string(kernel) + ": " + what};
+}
+inline bool aligned(const void* p, uintptr_t bytes = 16) {
+  return reinterpret_cast<uintptr_t>(p) % bytes == 0;
+}
 
 /// A BF16 matrix that is read or written in 16-byte pieces.
 inline Status check_matrix(const char* kernel, const char* name, const Bf16Matrix& x, int64_t rows, int64_t cols) {
@@ -115,7 +125,7 @@ struct Activation {
   float* scales = nullptr;
   int64_t x_stride = 0, out_stride = 0, scale_stride = 0;
   int64_t rows = 0;
-  uint32_t vectors = 0;             ///< of a row; a multiple of 16 where quantised is set
+  uint32_t vectors = 0;  ///< of a row; a multiple of 16 where quantised is set
   bool ue8m0 = false;
 };
 Status launch_activation(const char* name, const Activation& p, bool with_silu, Stream stream);
