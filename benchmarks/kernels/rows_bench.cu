@@ -106,7 +106,7 @@ void bench_rope(Rows& rows_bench, int64_t rows) {
   const Buffer positions_device(rows * 4, Buffer::Fill::kZero), cache_rows_device(rows * 8, Buffer::Fill::kZero);
   cudaMemcpy(positions_device.as<void>(), positions.data(), positions.size() * 4, cudaMemcpyHostToDevice);
   cudaMemcpy(cache_rows_device.as<void>(), cache_rows.data(), cache_rows.size() * 8, cudaMemcpyHostToDevice);
-  const Buffer gain(kLatent * 4, Buffer::Fill::kNormalF32), frequencies(32 * 4, Buffer::Fill::kNormalF32);
+  const Buffer gain(kLatent * 4, Buffer::Fill::kNormalF32), frequencies(32 * 8, Buffer::Fill::kZero);
   const int64_t blocks = (rows + kCacheBlockTokens - 1) / kCacheBlockTokens;
   const Buffer pages(blocks * kCacheBlockTokens * kCacheRow * 2, Buffer::Fill::kZero);
   for (const int heads : {128, 16}) {
@@ -114,7 +114,7 @@ void bench_rope(Rows& rows_bench, int64_t rows) {
     for (const KvFormat format : {KvFormat::kBf16, KvFormat::kFp8}) {
       RopeAndCache p;
       p.q = q.at(0), p.absorbed_q = absorbed.at(0).data, p.kv_a = kv.at(0), p.latent_gain = gain.as<float>(), p.eps = 1e-6f;
-      p.frequencies = frequencies.as<float>(), p.positions = positions_device.as<int32_t>(), p.cache_rows = cache_rows_device.as<int64_t>();
+      p.frequencies = frequencies.as<double>(), p.positions = positions_device.as<int32_t>(), p.cache_rows = cache_rows_device.as<int64_t>();
       p.heads = heads, p.pages = {pages.as<void>(), format, blocks};
       const double bytes =
           static_cast<double>(rows) * (heads * kRope * 2.0 * 3 + kCacheRow * 2.0 + static_cast<double>(p.pages.row_bytes()));
@@ -133,7 +133,7 @@ void bench_moe(Rows& rows_bench, int64_t rows) {
   GateShape gate;
   gate.experts = kExperts, gate.top_k = kTopK, gate.groups = 8, gate.top_groups = 4, gate.scale = 2.5f;
   const auto route_rows = [&](int, Stream stream) {
-    return route(rows, gate, logits.as<float>(), bias.as<float>(), ids.as<int32_t>(), weights.as<float>(), stream);
+    return route(rows, gate, logits.as<float>(), bias.as<float>(), nullptr, ids.as<int32_t>(), weights.as<float>(), stream);
   };
   if (!route_rows(0, nullptr).ok()) return;  // the ids that the rest needs
   if (rows_bench.wants("route")) rows_bench.time("route", shape_of(rows, kExperts), r * kExperts * 4 + entries * 8, route_rows);

@@ -177,7 +177,7 @@ class CudaOps final : public Ops {
   Bf16 *absorbed_q_ = nullptr, *absorbed_out_ = nullptr;  // [D, h, 576], [D, h, 512]
   Bf16 *latent_ = nullptr, *key_rope_ = nullptr, *expanded_ = nullptr;  // [K, 512], [K, 64], [K, h, 256]
   float* lse_ = nullptr;                                  // [rows, h]
-  float* frequencies_ = nullptr;                          // [32]
+  double* frequencies_ = nullptr;                         // [32]
   QueryGroup* recomputed_groups_ = nullptr;               // [D]
   int32_t* wanted_rows_ = nullptr;                        // [max_rows] gather_rows() of a host list
   ExpertBuffers experts_;

@@ -112,7 +112,7 @@ Status CudaOps::alloc_attention(const AttentionShape& shape) {
   DSV3_ASSIGN(void* const expanded, step("expanded keys and values", expanded_keys_ * heads_ * (kNope + kValue) * 2));
   DSV3_ASSIGN(void* const lse, step("log-sum-exps", limits_.max_rows * heads_ * 4));
   DSV3_ASSIGN(void* const groups, step("query groups", absorbed_rows_ * static_cast<int64_t>(sizeof(QueryGroup))));
-  DSV3_ASSIGN(void* const frequencies, step("rope frequencies", kRope / 2 * 4));
+  DSV3_ASSIGN(void* const frequencies, step("rope frequencies", kRope / 2 * 8));
   absorbed_q_ = static_cast<Bf16*>(q);
   absorbed_out_ = static_cast<Bf16*>(out);
   latent_ = static_cast<Bf16*>(latent);
@@ -120,9 +120,10 @@ Status CudaOps::alloc_attention(const AttentionShape& shape) {
   expanded_ = static_cast<Bf16*>(expanded);
   lse_ = static_cast<float*>(lse);
   recomputed_groups_ = static_cast<QueryGroup*>(groups);
-  frequencies_ = static_cast<float*>(frequencies);
-  std::vector<float> values(shape.rope_frequencies.begin(), shape.rope_frequencies.end());
-  DSV3_TRY(cuda_status(cudaMemcpy(frequencies_, values.data(), values.size() * sizeof(float), cudaMemcpyHostToDevice), "rope frequencies"));
+  frequencies_ = static_cast<double*>(frequencies);
+  DSV3_CHECK(shape.rope_frequencies.size() == kRope / 2, "a frequency for each pair of the turned part");
+  DSV3_TRY(cuda_status(cudaMemcpy(frequencies_, shape.rope_frequencies.data(), kRope / 2 * sizeof(double), cudaMemcpyHostToDevice),
+                       "rope frequencies"));
   // Rows of groups that hold nobody are never written: zeros, so that no NaN ever starts there.
   DSV3_TRY(cuda_status(cudaMemsetAsync(absorbed_out_, 0, static_cast<size_t>(absorbed_rows_ * heads_ * kLatent) * 2, stream_), "attention buffers"));
 

@@ -41,7 +41,7 @@ Routed run_route(const GateShape& gate, const std::vector<float>& logits, const 
   const auto rows = static_cast<int64_t>(logits.size()) / gate.experts;
   const Guarded<float> logits_device(logits), bias_device(bias), weights(static_cast<size_t>(rows * gate.top_k));
   const Guarded<int32_t> ids(static_cast<size_t>(rows * gate.top_k));
-  EXPECT_OK(route(rows, gate, logits_device.get(), bias.empty() ? nullptr : bias_device.get(), ids.get(), weights.get(), nullptr));
+  EXPECT_OK(route(rows, gate, logits_device.get(), bias.empty() ? nullptr : bias_device.get(), nullptr, ids.get(), weights.get(), nullptr));
   expect_synced();
   EXPECT_TRUE(ids.guards_intact() && weights.guards_intact());
   return {ids.download(), weights.download()};

@@ -10,7 +10,7 @@ namespace {
 constexpr float kEps = 1e-6f;
 constexpr double kBf16Step = 1.0 / 256 + 1e-4;  // one rounding to BF16, relative to the larger of a pair
 
-std::vector<float> frequencies() {
+std::vector<double> frequencies() {
   std::vector<float> f;
   for (int i = 0; i < 32; ++i) f.push_back(static_cast<float>(std::pow(10000.0, -i / 32.0)));
   return f;
@@ -38,7 +38,8 @@ void check(int64_t rows, int heads, KvFormat format, bool absorbed) {
   const double factor = 1.25;
   const auto q = to_bf16(normal_values(static_cast<size_t>(rows * q_stride), 1)),
              kv = to_bf16(normal_values(static_cast<size_t>(rows * kv_stride), 2));
-  const auto gain = normal_values(512, 3), f = frequencies();
+  const auto gain = normal_values(512, 3);
+  const auto f = frequencies();
   const int32_t edges[] = {0, 1, 4095, 163839, -1, 77777};
   std::vector<int32_t> positions;
   std::vector<int64_t> cache_rows;
@@ -47,7 +48,8 @@ void check(int64_t rows, int heads, KvFormat format, bool absorbed) {
     cache_rows.push_back(rows - r + 17);
   }
   const Guarded<Bf16> q_device(q), kv_device(kv), absorbed_device(static_cast<size_t>(rows * heads * 576));
-  const Guarded<float> gain_device(gain), f_device(f);
+  const Guarded<float> gain_device(gain);
+  const Guarded<double> f_device(f);
   const Guarded<int32_t> positions_device(positions);
   const Guarded<int64_t> cache_rows_device(cache_rows);
   const int64_t row_bytes = format == KvFormat::kFp8 ? 656 : 1152;

@@ -8,8 +8,10 @@
 namespace dsv3::cuda {
 
 /// ids[r, top_k], weights[r, top_k] (packed) from router logits [rows, experts] (packed, float32). bias [experts] or null. Rules and ties as
-/// the CPU's route_row(): float32, groups, lowest index first. Any number of experts <= 1024, groups <= 64, top_k <= 32.
-Status route(int64_t rows, const GateShape& gate, const float* logits, const float* bias, int32_t* ids, float* weights, Stream stream);
+/// the CPU's route_row(): float32, groups, lowest index first. Any number of experts <= 1024, groups <= 64, top_k <= 32. `positions` [rows]
+/// or null: a row with a negative one is padding and gets ids of -1, so that it wakes no expert.
+Status route(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions, int32_t* ids, float* weights,
+             Stream stream);
 
 /// Where each (row, k) goes in the order by expert. Buffers are the caller's, for `capacity` permuted rows.
 struct ExpertOrder {

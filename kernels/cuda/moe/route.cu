@@ -12,6 +12,7 @@ constexpr unsigned kAll = 0xffffffffu;
 struct RouteParams {
   const float* logits;  // [rows, experts]
   const float* bias;    // [experts] or null
+  const int32_t* positions;  // or null
   int32_t* ids;         // [rows, top_k]
   float* weights;       // [rows, top_k]
   int64_t rows;
@@ -89,6 +90,13 @@ __global__ __launch_bounds__(kWarps * 32) void route_kernel(const __grid_constan
   }
   wait_for_previous();
   if (row >= p.rows) return;  // whole warps; nothing below waits for the block
+  if (p.positions != nullptr && p.positions[row] < 0) {
+    if (lane < p.top_k) {
+      p.ids[row * p.top_k + lane] = -1;
+      p.weights[row * p.top_k + lane] = 0.0f;
+    }
+    return;
+  }
 
   float score[kSlots];
 #pragma unroll
@@ -163,7 +171,8 @@ __global__ __launch_bounds__(kWarps * 32) void route_kernel(const __grid_constan
 
 }  // namespace
 
-Status route(int64_t rows, const GateShape& gate, const float* logits, const float* bias, int32_t* ids, float* weights, Stream stream) {
+Status route(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions, int32_t* ids, float* weights,
+             Stream stream) {
   if (rows == 0) return {};
   if (gate.experts < 1 || gate.experts > 1024) return wrong("route", std::to_string(gate.experts) + " experts, allowed 1 to 1024");
   if (gate.top_k < 1 || gate.top_k > kMaxTopK || gate.top_k > gate.experts) return wrong("route", "top_k is " + std::to_string(gate.top_k));
@@ -177,6 +186,7 @@ Status route(int64_t rows, const GateShape& gate, const float* logits, const flo
   const bool normalise = gate.normalise && gate.top_k > 1;
   const RouteParams p{logits,
                       bias,
+                      positions,
                       ids,
                       weights,
                       rows,

@@ -33,7 +33,7 @@ struct RopeAndCache {
   Bf16Matrix kv_a;                     ///< [rows, 576] (strided)
   const float* latent_gain = nullptr;  ///< [512]
   float eps = 0;
-  const float* frequencies = nullptr;  ///< device, [32], radians per position; angle = position * f formed in double, cos and sin to float32
+  const double* frequencies = nullptr; ///< device, [32], radians per position; angle = position * f in double, cos and sin to float32
   float cos_factor = 1;
   const int32_t* positions = nullptr;   ///< [rows]; < 0: padding, nothing is cached
   const int64_t* cache_rows = nullptr;  ///< [rows] row in the layer's pages

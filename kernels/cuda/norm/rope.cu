@@ -46,7 +46,7 @@ __global__ __launch_bounds__(kThreads) void rope_kernel(const __grid_constant__ 
   float gain[8] = {};
   if (thread < kLatentThreads) load_floats(p.latent_gain + thread * kVector, gain);
   const int pair = thread - (kThreads - kPairs);  // the last warp
-  const double frequency = pair >= 0 ? static_cast<double>(p.frequencies[pair]) : 0.0;
+  const double frequency = pair >= 0 ? p.frequencies[pair] : 0.0;
   wait_for_previous();
 
   const int32_t position = p.positions[row];
