@@ -309,12 +309,15 @@ __device__ void compute_tiles(const PrefillParams& p, const Shared& shared, int 
         clear_tail(shared.v + stage * kValueBytes, span.keys - (steps - 1) * kPrefillTile, thread, group);
       }
 
-      for (int32_t step = steps - 2; step >= 0; --step) {
+      uint32_t next = (step_count + 1) % kStages, next_parity = ((step_count + 1) / kStages) & 1;
+      if (steps > 1) barrier_wait(&shared.k_full[next], next_parity);
+      for (int32_t step = steps - 2; step >= 0; --step) {  // S of this step, values of the step before
         const uint32_t v_stage = stage, v_parity = parity;
         ++step_count;
-        stage = step_count % kStages;
-        parity = (step_count / kStages) & 1;
-        barrier_wait(&shared.k_full[stage], parity);
+        stage = next;
+        parity = next_parity;
+        next = (step_count + 1) % kStages;
+        next_parity = ((step_count + 1) / kStages) & 1;
         named_barrier_sync(kTurnBarrier + group, kMathThreads);
         pin(s);
         pin(o);
@@ -325,12 +328,16 @@ __device__ void compute_tiles(const PrefillParams& p, const Shared& shared, int 
         wgmma_fence();
         issue_values(o, weights, v_tiles + v_stage * (kValueBytes >> 4));
         named_barrier_arrive(kTurnBarrier + (group ^ 1), kMathThreads);
-        wgmma_wait<1>();  // S of this step; the values of the step before are still under way
+        wgmma_wait<1>();  // S is there; the values are still under way
         pin(s);
         release(&shared.k_empty[stage]);
         if (step == 0) release(shared.q_empty);
         if ((step + 1) * kPrefillTile > all_visible) mask_scores(s, step * kPrefillTile, visible, lane);
         soften(s, r, scale);
+        // Keys of the next turn. Waiting here, not at its start, ends a basic block: ptxas schedules inside of blocks, and would
+        // put the wait for the values, which does not depend on the softmax, in front of it.
+        pin(s);
+        if (step > 0) barrier_wait(&shared.k_full[next], next_parity);
         wgmma_wait<0>();
         pin(o);
         pin(weights);
@@ -377,7 +384,7 @@ __global__ void __launch_bounds__(kThreads, 1) mla_prefill_kernel(const __grid_c
   }
   __syncthreads();
   wait_for_previous();
-  const int warpgroup = static_cast<int>(threadIdx.x) / kGroupThreads;
+  const int warpgroup = __shfl_sync(0xFFFFFFFFu, static_cast<int>(threadIdx.x) / kGroupThreads, 0);  // known to be uniform
   if (warpgroup == 0) {
     shrink_registers<40>();
     if (threadIdx.x < 32 && elect_one()) load_tiles(p, shared);
