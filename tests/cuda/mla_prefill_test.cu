@@ -35,7 +35,8 @@ __global__ void reference_kernel(const Bf16* q, int64_t q_stride, const Bf16* kv
   for (int64_t i = 0; i < span.keys && span.key_start + i <= position; ++i) {
     const double weight = exp(score(span.key_begin + i) - max);
     total += weight;
-    for (int c = 0; c < 4; ++c) values[c] += weight * static_cast<double>(__bfloat162float(kv[(span.key_begin + i) * kv_stride + head * 256 + 128 + lane + 32 * c]));
+    const Bf16* value = kv + (span.key_begin + i) * kv_stride + head * 256 + 128;
+    for (int c = 0; c < 4; ++c) values[c] += weight * static_cast<double>(__bfloat162float(value[lane + 32 * c]));
   }
   for (int c = 0; c < 4; ++c) out[(row * heads + head) * 128 + lane + 32 * c] = total > 0 ? values[c] / total : 0;
   if (lane == 0) lse[row * heads + head] = total > 0 ? max + log(total) : -INFINITY;
@@ -211,7 +212,8 @@ TEST(CudaMlaPrefill, OneSpanOfManyLengths) {
 
 TEST(CudaMlaPrefill, SpanBehindItsPrefix) {
   DSV3_NEEDS_GPU();
-  for (const auto& [rows, start] : std::vector<std::pair<int, int>>{{1, 1}, {1, 127}, {1, 128}, {64, 64}, {100, 29}, {128, 128}, {130, 333}, {257, 64}}) {
+  const std::vector<std::pair<int, int>> cases = {{1, 1}, {1, 127}, {1, 128}, {64, 64}, {100, 29}, {128, 128}, {130, 333}, {257, 64}};
+  for (const auto& [rows, start] : cases) {
     run_one(mla_prefill, 2, rows, start);
   }
 }
@@ -412,7 +414,7 @@ TEST(CudaGatherCache, BothFormatsFromScatteredBlocks) {
     Guarded<uint8_t> data(bytes);
     pages.data = data.get();
     for (const auto& [first, count] : std::vector<std::pair<int, int>>{{0, 1}, {0, 256}, {63, 2}, {17, 150}, {255, 1}, {5, 0}}) {
-      SCOPED_TRACE("format " + std::to_string(static_cast<int>(format)) + " first " + std::to_string(first) + " count " + std::to_string(count));
+      SCOPED_TRACE(::testing::Message() << "format " << static_cast<int>(format) << " first " << first << " count " << count);
       Guarded<Bf16> got_latent(static_cast<size_t>(count) * 512), got_rope(static_cast<size_t>(count) * 64);
       ASSERT_OK(gather_cache(pages, tables.get(), max_blocks, 1, first, count, got_latent.get(), got_rope.get(), nullptr));
       expect_synced();
@@ -420,8 +422,9 @@ TEST(CudaGatherCache, BothFormatsFromScatteredBlocks) {
       for (int i = 0; i < count; ++i) {
         const int position = first + i;
         const auto row = static_cast<size_t>(table[static_cast<size_t>(4 + position / 64)] * 64 + position % 64);
-        for (size_t c = 0; c < 512; ++c) ASSERT_EQ(latents[static_cast<size_t>(i) * 512 + c], latent[row * 512 + c]) << "position " << position << " column " << c;
-        for (size_t c = 0; c < 64; ++c) ASSERT_EQ(ropes[static_cast<size_t>(i) * 64 + c], rope[row * 64 + c]) << "position " << position << " column " << c;
+        const auto at = static_cast<size_t>(i);
+        for (size_t c = 0; c < 512; ++c) ASSERT_EQ(latents[at * 512 + c], latent[row * 512 + c]) << position << " column " << c;
+        for (size_t c = 0; c < 64; ++c) ASSERT_EQ(ropes[at * 64 + c], rope[row * 64 + c]) << position << " column " << c;
       }
       EXPECT_TRUE(got_latent.guards_intact());
       EXPECT_TRUE(got_rope.guards_intact());

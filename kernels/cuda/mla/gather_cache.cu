@@ -72,7 +72,8 @@ Status gather_cache(const KvPages& pages, const int32_t* block_tables, int32_t m
     return wrong("positions " + std::to_string(first) + " + " + std::to_string(count) + " lie beyond a table of " +
                  std::to_string(max_blocks) + " blocks");
   }
-  const GatherParams params{static_cast<const uint8_t*>(pages.data), block_tables + static_cast<int64_t>(slot) * max_blocks, first, count, latent, rope};
+  const int32_t* blocks = block_tables + static_cast<int64_t>(slot) * max_blocks;
+  const GatherParams params{static_cast<const uint8_t*>(pages.data), blocks, first, count, latent, rope};
   const LaunchShape shape{dim3(static_cast<unsigned>((count + kWarps - 1) / kWarps)), dim3(32 * kWarps)};
   auto* kernel = pages.format == KvFormat::kBf16 ? gather_cache_kernel<KvFormat::kBf16> : gather_cache_kernel<KvFormat::kFp8>;
   return launch("gather_cache", kernel, shape, stream, params);

@@ -13,6 +13,7 @@
 #include "../common/tensor_map.h"
 #include "../common/wgmma.cuh"
 #include "mla_prefill.cuh"
+#include "mla_prefill_softmax.cuh"
 
 namespace dsv3::cuda {
 namespace {
@@ -127,69 +128,6 @@ __device__ inline void issue_values(float (&o)[64], const uint32_t (&weights)[8]
   wgmma_commit();
 }
 
-__device__ inline void pin(float (&d)[64]) {
-#pragma unroll
-  for (int i = 0; i < 64; ++i) wgmma_pin(d[i]);
-}
-__device__ inline void pin(uint32_t (&a)[8][4]) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) wgmma_pin(a[i][j]);
-  }
-}
-
-/// Running softmax of a thread's two rows (l/4 and l/4 + 8 of its warp's 16). `total` is the sum over this thread's columns only.
-struct Softmax {
-  float max[2], total[2], keep[2];
-};
-
-/// -inf where column c of the step (key first_key + c) is not among the first visible[half] keys.
-__device__ inline void mask_scores(float (&s)[64], int first_key, const int (&visible)[2], int lane) {
-#pragma unroll
-  for (int i = 0; i < 16; ++i) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int key = first_key + 8 * i + 2 * (lane % 4) + j % 2;
-      if (key >= visible[j / 2]) s[4 * i + j] = -CUDART_INF_F;
-    }
-  }
-}
-
-/// s = 2^(scale * (s - max)) with the new maximum; `keep` is what earlier sums have to be multiplied by.
-__device__ inline void soften(float (&s)[64], Softmax& r, float scale) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float max = r.max[half];
-#pragma unroll
-    for (int i = 0; i < 16; ++i) max = fmaxf(max, fmaxf(s[4 * i + 2 * half], s[4 * i + 2 * half + 1]));
-    max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFFu, max, 1));
-    max = fmaxf(max, __shfl_xor_sync(0xFFFFFFFFu, max, 2));
-    const float base = max == -CUDART_INF_F ? 0.0f : max * scale;  // a row that has seen no key yet: weights 0, not NaN
-    r.keep[half] = exp2_approx(r.max[half] * scale - base);
-    r.max[half] = max;
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-#pragma unroll
-      for (int j = 2 * half; j < 2 * half + 2; ++j) {
-        s[4 * i + j] = exp2_approx(s[4 * i + j] * scale - base);
-        sum += s[4 * i + j];
-      }
-    }
-    r.total[half] = r.total[half] * r.keep[half] + sum;
-  }
-}
-
-/// The D fragment of two 8-column blocks is the A fragment of 16 keys.
-__device__ inline void pack_weights(uint32_t (&weights)[8][4], const float (&s)[64]) {
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) weights[i][j] = pack_bf16(s[8 * i + 2 * j], s[8 * i + 2 * j + 1]);
-  }
-}
-
 /// Keys behind the span's last one belong to nobody and may be NaN, which a weight of 0 does not stop: their values become 0.
 /// Each math warpgroup does it for itself (both write the same), then it may read the stage.
 __device__ inline void clear_tail(uint8_t* v, int valid_keys, int thread, int group) {
@@ -204,7 +142,8 @@ __device__ inline void clear_tail(uint8_t* v, int valid_keys, int thread, int gr
 
 /// Writes (or merges) the thread's two rows. Lanes of a quad hold 2 columns of each 8; a 4 x 4 transposition of words among them
 /// makes that 8 columns of every fourth block: 16-byte stores, 64 bytes side by side.
-__device__ inline void store_rows(const PrefillParams& p, const PrefillSpan& span, int head, int first_row, const float (&o)[64], Softmax& r, int lane) {
+__device__ inline void store_rows(const PrefillParams& p, const PrefillSpan& span, int head, int first_row, const float (&o)[64],
+                                  const Softmax& r, int lane) {
   const int quad_lane = lane % 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {

@@ -80,7 +80,8 @@ Status simple_mla_prefill(const MlaPrefill& p, Stream stream) {
     if (span.rows == 0) continue;
     const SimpleParams params{p.q,          p.kv,    p.k_rope,        p.out, p.lse,  p.q_stride, p.kv_stride,
                               p.out_stride, p.heads, p.softmax_scale, span,  p.merge};
-    const LaunchShape shape{dim3(static_cast<unsigned>((span.rows + kWarps - 1) / kWarps), static_cast<unsigned>(p.heads)), dim3(32 * kWarps)};
+    const auto blocks = static_cast<unsigned>((span.rows + kWarps - 1) / kWarps);
+    const LaunchShape shape{dim3(blocks, static_cast<unsigned>(p.heads)), dim3(32 * kWarps)};
     if (Status status = launch("simple_mla_prefill", simple_mla_prefill_kernel, shape, stream, params); !status.ok()) return status;
   }
   return {};
