@@ -16,6 +16,8 @@ template <int kPending>
 __device__ inline void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory"); }
 /// Keeps the compiler from moving uses of a D register over this point.
 __device__ inline void wgmma_pin(float& d) { asm volatile("" : "+f"(d)::"memory"); }
+/// The same for an operand A in registers: it is complete before this point, and stays as it is.
+__device__ inline void wgmma_pin(uint32_t& a) { asm volatile("" : "+r"(a)::"memory"); }
 
 /// Descriptor of an operand tile in shared memory whose rows (of 128 bytes) are swizzled by 128 bytes, on 1024 bytes:
 /// `stride_bytes` from one group of 8 rows to the next (1024 when packed). K-major: adding b >> 4 steps b bytes along K.
