@@ -70,14 +70,27 @@ __device__ inline int64_t row_of(const MlaDecode& p, const QueryGroup& group, in
          token % kCacheBlockTokens;
 }
 
-inline void fill_row(uint8_t* row, KvFormat format, const float* values, float scale) {
+/// Values to cut rows from, in every format at once: converting millions of them one by one takes seconds.
+struct ValuePool {
+  explicit ValuePool(uint32_t seed) : bf16(1 << 18), e4m3(1 << 18) {
+    const std::vector<float> values = normal_values(bf16.size(), seed);
+    for (size_t i = 0; i < values.size(); ++i) {
+      bf16[i] = f32_to_bf16(values[i]);
+      e4m3[i] = __nv_fp8_e4m3(values[i] * 16.0f).__x;
+    }
+  }
+  std::vector<uint16_t> bf16;
+  std::vector<uint8_t> e4m3;
+};
+
+inline void fill_row(uint8_t* row, KvFormat format, const ValuePool& pool, size_t at, float scale) {
   if (format == KvFormat::kBf16) {
-    for (int i = 0; i < kCacheRow; ++i) reinterpret_cast<uint16_t*>(row)[i] = f32_to_bf16(values[i]);
+    std::copy_n(reinterpret_cast<const uint8_t*>(pool.bf16.data() + at), kCacheRow * 2, row);
     return;
   }
-  for (int i = 0; i < kLatent; ++i) row[i] = __nv_fp8_e4m3(values[i] * 16.0f).__x;
+  std::copy_n(pool.e4m3.data() + at, kLatent, row);
   for (int i = 0; i < 4; ++i) reinterpret_cast<float*>(row + kLatent)[i] = scale / 16.0f * static_cast<float>(1 + i) * 0.4f;
-  for (int i = 0; i < kRope; ++i) reinterpret_cast<uint16_t*>(row + kLatent + 16)[i] = f32_to_bf16(values[kLatent + i]);
+  std::copy_n(reinterpret_cast<const uint8_t*>(pool.bf16.data() + at), kRope * 2, row + kLatent + 16);
 }
 
 /// softmax(scale q k) v in float64; scores [query][max_keys] lie in `scratch`.
@@ -131,8 +144,8 @@ inline MlaBatch::MlaBatch(const MlaShape& shape) : shape_(shape) {
   table_.assign(static_cast<size_t>(count) * max_blocks, -1);
   std::vector<uint8_t> pages(static_cast<size_t>(num_blocks * kCacheBlockTokens * row_bytes()), 0xFF);
   std::vector<uint16_t> q(static_cast<size_t>(rows_ * shape.heads * kCacheRow), 0xFFFF);
-  const std::vector<float> values = normal_values(1 << 18, shape.seed + 1);
-  const auto some = [&](size_t most) { return static_cast<size_t>(generator() % (values.size() - most)); };
+  const ValuePool pool(shape.seed + 1);
+  const auto some = [&] { return static_cast<size_t>(generator() % (pool.bf16.size() - kCacheRow)); };
   size_t next = 0;
   for (int g = 0; g < count; ++g) {
     const auto [rows, start] = shape.groups[g];
@@ -141,12 +154,10 @@ inline MlaBatch::MlaBatch(const MlaShape& shape) : shape_(shape) {
     for (int t = 0; rows > 0 && t < start + rows; ++t) {
       const int64_t row = static_cast<int64_t>(table_[static_cast<size_t>(slots[g]) * max_blocks + t / kCacheBlockTokens]) * kCacheBlockTokens +
                           t % kCacheBlockTokens;
-      fill_row(pages.data() + row * row_bytes(), shape.format, values.data() + some(kCacheRow), 0.5f + static_cast<float>(generator() % 64) / 64.0f);
+      fill_row(pages.data() + row * row_bytes(), shape.format, pool, some(), 0.5f + static_cast<float>(generator() % 64) / 64.0f);
     }
     for (int64_t i = 0; i < static_cast<int64_t>(rows) * shape.heads; ++i) {
-      const size_t at = some(kCacheRow);
-      uint16_t* to = q.data() + (static_cast<int64_t>(g) * shape.max_group_rows * shape.heads + i) * kCacheRow;
-      for (int j = 0; j < kCacheRow; ++j) to[j] = f32_to_bf16(values[at + static_cast<size_t>(j)]);
+      std::copy_n(pool.bf16.data() + some(), kCacheRow, q.data() + (static_cast<int64_t>(g) * shape.max_group_rows * shape.heads + i) * kCacheRow);
     }
   }
   q_ = std::make_unique<Guarded<Bf16>>(q.size());

@@ -171,6 +171,13 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
   return packed;
 }
 
+/// 2^x, to 2 units in the last place; results below 2^-126 are 0, and so is 2^-inf.
+__device__ inline float exp2_approximate(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 // ---- clusters -----------------------------------------------------------------------------------------------------------
 
 __device__ inline uint32_t cluster_rank() {

@@ -205,13 +205,13 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
       most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
       most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
       shift[r] = most == -INFINITY ? 0.0f : most * scale;  // a row that sees no key of this piece so far
-      keep[r] = exp2f(top[r] * scale - shift[r]);
+      keep[r] = exp2_approximate(top[r] * scale - shift[r]);
       top[r] = most;
       float added = 0;
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
         float& value = s[i / 2 * 4 + r * 2 + i % 2];
-        value = exp2f(value * scale - shift[r]);
+        value = exp2_approximate(value * scale - shift[r]);
         added += value;
       }
       sum[r] = sum[r] * keep[r] + added;
