@@ -1,0 +1,183 @@
+// MLA decode, the fast kernel: see mla_decode_plan.h for how work is cut, mla_decode_roles.cuh for what the warpgroups do.
+#include <string>
+
+#include "../common/launch.cuh"
+#include "../common/tensor_map.h"
+#include "mla_decode_check.h"
+#include "mla_decode_roles.cuh"
+
+namespace dsv3::cuda {
+namespace {
+
+// Registers a thread: 2 output warpgroups + scores + loader = 512.
+template <KvFormat kFormat>
+struct Registers;
+template <>
+struct Registers<KvFormat::kBf16> {
+  static constexpr int kOutput = 176, kScore = 120, kLoad = 40;
+};
+template <>
+struct Registers<KvFormat::kFp8> {
+  static constexpr int kOutput = 160, kScore = 104, kLoad = 88;
+};
+
+/// Joins the split in acc to this thread's values in the block's folding slot (deterministic). Each thread has 64 pairs there.
+__device__ __forceinline__ void fold_piece(const DecodePiece& piece, float2* slot, float (&acc)[2][64], const float2 (&stats)[2],
+                                           DecodeFold (&state)[2]) {
+  if (piece.first == 0) {
+    for (int r = 0; r < 2; ++r) state[r] = {stats[r].x, stats[r].y};
+  } else {
+    float keep[2], add[2];
+    for (int r = 0; r < 2; ++r) fold_row(state[r], {stats[r].x, stats[r].y}, keep[r], add[r]);
+#pragma unroll
+    for (int i = 0; i < 64; ++i) {
+      const float2 before = slot[i * 256 + threadIdx.x];
+      acc[i / 32][i % 32 * 2] = fold_value(before.x, acc[i / 32][i % 32 * 2], keep[i % 2], add[i % 2]);
+      acc[i / 32][i % 32 * 2 + 1] = fold_value(before.y, acc[i / 32][i % 32 * 2 + 1], keep[i % 2], add[i % 2]);
+    }
+  }
+  if (piece.last == piece.blocks) return;
+#pragma unroll
+  for (int i = 0; i < 64; ++i) slot[i * 256 + threadIdx.x] = {acc[i / 32][i % 32 * 2], acc[i / 32][i % 32 * 2 + 1]};
+}
+
+/// Rows of the tile that are the group's: normalised to the output.
+__device__ __forceinline__ void write_output(const MlaDecode& p, const DecodePiece& piece, int tile, const float (&acc)[2][64],
+                                             const float (&sums)[2]) {
+  const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, half = threadIdx.x / 128;
+  const int rows = piece.group.rows * p.heads - tile * kDecodeTileRows;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = 16 * warp + lane / 4 + 8 * r;
+    if (row >= rows) continue;
+    const float inverse = __frcp_rn(sums[r]);
+    Bf16* to = p.out + (static_cast<int64_t>(piece.group.row_begin) * p.heads + tile * kDecodeTileRows + row) * kLatent + half * 256 + lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 32; ++i) {
+      *reinterpret_cast<uint32_t*>(to + 8 * i) = pack_bf16(__fmul_rn(acc[i / 16][i % 16 * 4 + 2 * r], inverse), __fmul_rn(acc[i / 16][i % 16 * 4 + 2 * r + 1], inverse));
+    }
+  }
+}
+
+/// The same, not normalised, to the piece's slot.
+__device__ __forceinline__ void write_piece(const MlaDecode& p, const DecodePiece& piece, const DecodeShape& shape, const DecodeScratch& scratch,
+                                            int tile, const float (&acc)[2][64], const float2 (&stats)[2]) {
+  const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, half = threadIdx.x / 128;
+  const int rows = piece.group.rows * p.heads - tile * kDecodeTileRows;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = 16 * warp + lane / 4 + 8 * r;
+    if (row >= rows) continue;
+    const int64_t at = (static_cast<int64_t>(piece.slot) * shape.tiles + tile) * kDecodeTileRows + row;
+    if (half == 0 && lane % 4 == 0) scratch.stats[at] = stats[r];
+    float* to = scratch.output + at * kLatent + half * 256 + lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 32; ++i) *reinterpret_cast<float2*>(to + 8 * i) = {acc[i / 16][i % 16 * 4 + 2 * r], acc[i / 16][i % 16 * 4 + 2 * r + 1]};
+  }
+}
+
+/// grid: (tiles, parts).
+template <KvFormat kFormat>
+__global__ void __launch_bounds__(kDecodeThreads, 1) mla_decode_kernel(const __grid_constant__ MlaDecode p, const __grid_constant__ CUtensorMap map,
+                                                                       const __grid_constant__ DecodeShape shape,
+                                                                       const __grid_constant__ DecodeScratch scratch) {
+  extern __shared__ __align__(1024) uint8_t raw_shared[];
+  DecodeShared& shared = *reinterpret_cast<DecodeShared*>(raw_shared);
+  const int tile = blockIdx.x, part = blockIdx.y;
+  const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
+  constexpr bool kFp8 = kFormat == KvFormat::kFp8;
+  using Limits = Registers<kFormat>;
+
+  launch_dependents();
+  if (threadIdx.x == 0) {
+    if constexpr (!kFp8) prefetch_tensor_map(&map);
+    for (int stage = 0; stage < 2; ++stage) {
+      for (int box = 0; box < kBoxes; ++box) barrier_init(&shared.kv_full[stage][box], kFp8 ? 128 : 1);
+      barrier_init(&shared.kv_empty[stage], 8);
+      barrier_init(&shared.p_full[stage], 128);
+      barrier_init(&shared.p_empty[stage], 8);
+    }
+    fence_barrier_init();
+  }
+  __syncthreads();
+  uint32_t n = 0;
+
+  if (warpgroup == 3) {
+    shrink_registers<Limits::kLoad>();
+    wait_for_previous();
+    if constexpr (kFp8) {
+      for_each_piece(p, *scratch.schedule, shape, part, tile, [&](const DecodePiece& piece) { load_blocks_fp8(p, piece, shared, n); });
+    } else if (threadIdx.x / 32 % 4 == 0) {
+      for_each_piece(p, *scratch.schedule, shape, part, tile,
+                     [&](const DecodePiece& piece) { load_blocks_bf16(p, piece, &map, shared, n, shape.tiles > 1); });
+    }
+  } else if (warpgroup == 2) {
+    if constexpr (Limits::kScore < 128) {
+      shrink_registers<Limits::kScore>();
+    }
+    wait_for_previous();
+    uint32_t rope[4][4];
+    int loaded = -1;
+    for_each_piece(p, *scratch.schedule, shape, part, tile, [&](const DecodePiece& piece) {
+      if (piece.index != loaded) {
+        named_barrier_sync(1, 128);  // all warps are done with the rows before
+        load_queries(p, piece.group, tile, shared, rope);
+        fence_async_proxy();
+        named_barrier_sync(1, 128);
+        loaded = piece.index;
+      }
+      score_blocks<kFormat>(p, piece, tile, shared, rope, n);
+    });
+  } else {
+    grow_registers<Limits::kOutput>();
+    wait_for_previous();
+    float acc[2][64];
+#pragma unroll
+    for (int i = 0; i < 128; ++i) acc[i / 64][i % 64] = 0;
+    DecodeFold state[2] = {};
+    for_each_piece(p, *scratch.schedule, shape, part, tile, [&](const DecodePiece& piece) {
+      float2 stats[2];
+      output_blocks<kFormat>(piece, warpgroup, shared, acc, stats, n);
+      if (piece.slot < 0) {
+        const float sums[2] = {stats[0].y, stats[1].y};
+        write_output(p, piece, tile, acc, sums);
+      } else if (piece.slot < shape.slots()) {
+        write_piece(p, piece, shape, scratch, tile, acc, stats);
+      } else {
+        float2* slot = reinterpret_cast<float2*>(scratch.output) +
+                       (static_cast<int64_t>(piece.slot) * shape.tiles + tile) * (kDecodeTileRows * kLatent / 2);
+        fold_piece(piece, slot, acc, stats, state);
+        const float sums[2] = {state[0].sum, state[1].sum};
+        if (piece.last == piece.blocks) write_output(p, piece, tile, acc, sums);
+      }
+    });
+  }
+}
+
+}  // namespace
+
+Status mla_decode(const MlaDecode& p, const MlaWorkspace& ws, Stream stream) {
+  DSV3_TRY(check_mla_decode(p));
+  if (p.num_groups == 0) return {};
+  const DecodeShape shape = decode_shape(p.max_group_rows, p.heads, sm_count());
+  if (ws.data == nullptr || reinterpret_cast<uintptr_t>(ws.data) % 256 != 0 || ws.bytes < decode_scratch_bytes(shape)) {
+    return {Code::kInternal, "mla_decode: workspace of " + std::to_string(ws.bytes) + " bytes, needs " + std::to_string(decode_scratch_bytes(shape)) +
+                                 " on 256 bytes"};
+  }
+  const bool fp8 = p.pages.format == KvFormat::kFp8;
+  CUtensorMap map{};
+  if (!fp8) {
+    DSV3_TRY(make_tensor_map({.data = p.pages.data, .type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, .element_bytes = 2,
+                              .rows = static_cast<uint64_t>(p.pages.num_blocks) * kCacheBlockTokens, .cols = kCacheRow,
+                              .row_bytes = kCacheRow * 2, .box_rows = kCacheBlockTokens, .box_cols = 64},
+                             &map));
+  }
+  const auto kernel = fp8 ? mla_decode_kernel<KvFormat::kFp8> : mla_decode_kernel<KvFormat::kBf16>;
+  DSV3_TRY(allow_shared_bytes("mla_decode", kernel, sizeof(DecodeShared)));
+  const DecodeScratch scratch = decode_scratch(ws.data, shape);
+  const LaunchShape launch_shape{dim3(shape.tiles, shape.parts), dim3(kDecodeThreads), sizeof(DecodeShared)};
+  DSV3_TRY(launch("mla_decode", kernel, launch_shape, stream, p, map, shape, scratch));
+  return mla_decode_merge(p, shape, scratch, stream);
+}
+
+}  // namespace dsv3::cuda

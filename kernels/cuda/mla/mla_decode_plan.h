@@ -1,0 +1,84 @@
+// How MLA decode is cut into work: shapes the host fixes, and the schedule that the device writes once a step.
+//
+// The rows x heads query vectors of a group are packed and cut into tiles of 64. A part is a contiguous range over the KV blocks
+// of all groups, one behind the other; parts have equal loads whatever the lengths. Block (tile, part) of the kernel walks its
+// part for its tile; the blocks of one part run beside each other and share KV through L2.
+//
+// A part that holds all blocks of a group writes the group's output; a piece of a group goes to a slot of the scratch memory
+// (float32, unnormalised, with the row's maximum and sum), and mla_decode_merge joins the pieces.
+//
+// Deterministic: pieces are the splits of split_blocks() whoever walks them, and are joined one after the other. Where all
+// splits fit into the slots, each gets its own. Else (many long sequences) groups stay whole and their block joins the splits
+// as it goes ("fold"), with the same arithmetic.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "mla.h"
+
+namespace dsv3::cuda {
+
+inline constexpr int kDecodeTileRows = 64, kMaxDecodeGroups = 1024, kMaxDecodeParts = 256;
+inline constexpr int kDecodeSlotsAPart = 4;  ///< and one more for folding
+
+struct DecodeShape {
+  int tiles = 1;  ///< of a group of max_group_rows rows
+  int parts = 1;
+  constexpr int slots() const { return kDecodeSlotsAPart * parts; }
+};
+inline DecodeShape decode_shape(int64_t max_group_rows, int64_t heads, int sms) {
+  const int tiles = static_cast<int>((max_group_rows * heads + kDecodeTileRows - 1) / kDecodeTileRows);
+  return {tiles, std::clamp(sms / tiles, 1, kMaxDecodeParts)};
+}
+
+/// Position in the row of all groups' KV blocks.
+struct DecodeCut {
+  int32_t group, block;
+};
+/// Pieces to join. Parts [begin, begin + count) hold them; deterministic: slots [begin, begin + count).
+struct DecodeMerge {
+  int32_t group, begin, count;
+};
+struct DecodeSchedule {
+  DecodeCut cut[kMaxDecodeParts + 1];  ///< part i is [cut[i], cut[i + 1]); may be empty
+  int32_t merges, fold;
+  DecodeMerge merge[kMaxDecodeGroups];
+  int32_t slot_begin[kMaxDecodeGroups];  ///< deterministic: slot of a group's first split
+};
+/// Scratch of MlaWorkspace, by address.
+struct DecodeScratch {
+  DecodeSchedule* schedule = nullptr;
+  float2* stats = nullptr;   ///< [slots + parts][tiles][64]: maximum (of scale * log2 e * score), sum
+  float* output = nullptr;   ///< [slots + parts][tiles][64][512]
+};
+inline constexpr int64_t kDecodeScheduleBytes = (sizeof(DecodeSchedule) + 255) / 256 * 256;
+inline int64_t decode_tile_slots(const DecodeShape& shape) { return static_cast<int64_t>(shape.slots() + shape.parts) * shape.tiles; }
+inline int64_t decode_scratch_bytes(const DecodeShape& shape) {
+  return kDecodeScheduleBytes + decode_tile_slots(shape) * kDecodeTileRows * (static_cast<int64_t>(sizeof(float2)) + kLatent * 4);
+}
+inline DecodeScratch decode_scratch(void* data, const DecodeShape& shape) {
+  char* at = static_cast<char*>(data);
+  DecodeScratch scratch;
+  scratch.schedule = reinterpret_cast<DecodeSchedule*>(at);
+  scratch.stats = reinterpret_cast<float2*>(at + kDecodeScheduleBytes);
+  scratch.output = reinterpret_cast<float*>(scratch.stats + decode_tile_slots(shape) * kDecodeTileRows);
+  return scratch;
+}
+
+/// KV blocks of a group.
+__host__ __device__ inline int group_blocks(const QueryGroup& group) {
+  return group.rows > 0 ? (group.start + group.rows + kCacheBlockTokens - 1) / kCacheBlockTokens : 0;
+}
+/// Deterministic: blocks of a split, from the group's own length alone. At most 8 splits.
+__host__ __device__ inline int split_blocks(int blocks) {
+  int split = 16;
+  while (split * 8 < blocks) split *= 2;
+  return split;
+}
+
+/// Joins the pieces. Launched behind the main kernel.
+Status mla_decode_merge(const MlaDecode& p, const DecodeShape& shape, const DecodeScratch& scratch, Stream stream);
+
+}  // namespace dsv3::cuda
