@@ -31,7 +31,8 @@ struct Elements {
   double inverse_temperature = 1;
 
   __device__ float value(int32_t id) const { return adjusted ? adjust(*job, job->logits[id], id) : job->logits[id]; }
-  __device__ uint64_t weight(float x) const { return weight_of((static_cast<double>(x) - static_cast<double>(best)) * inverse_temperature); }
+  __device__ double exponent(float x) const { return (static_cast<double>(x) - static_cast<double>(best)) * inverse_temperature; }
+  __device__ uint64_t weight(float x) const { return weight_of(exponent(x)); }
   /// body(value, id) in some order; minus infinity is left out.
   template <class Body>
   __device__ void each(Body&& body) const {
@@ -159,8 +160,9 @@ struct Found {
   uint64_t mass = 0;  ///< weight of everything up to and with it
 };
 
-/// Whole block. counts and masses: the row's histogram, in global memory; null: none, start from `count_hint` elements.
-__device__ inline Found locate(const Elements& e, const uint32_t* counts, const uint64_t* masses, const Target& target, SelectShared& shared) {
+/// Whole block. counts and masses: the row's histogram, in global memory; null: none, start from the whole row.
+__device__ inline Found locate(const Elements& e, const uint32_t* counts, const uint64_t* masses, const Target& target,
+                               SelectShared& shared) {
   Range range;
   if (counts != nullptr) {
     range.bin = pick_bin(counts, masses, target, range, shared);

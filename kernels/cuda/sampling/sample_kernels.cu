@@ -251,8 +251,7 @@ __device__ int32_t draw_with_cuts(const SlotView& view, const RowJob& job, const
     uint64_t mine = 0;
     e.each([&](float x, int32_t id) {
       if (key_of(x, id) < last_key) return;
-      const double weight = exp((static_cast<double>(x) - static_cast<double>(e.best)) * e.inverse_temperature);
-      if (weight >= static_cast<double>(job.rules.min_p)) mine += weight_of((static_cast<double>(x) - static_cast<double>(e.best)) * e.inverse_temperature);
+      if (exp(e.exponent(x)) >= static_cast<double>(job.rules.min_p)) mine += e.weight(x);
     });
     total = block_sum<kFinishThreads>(mine, shared.scratch);
   }
@@ -261,7 +260,8 @@ __device__ int32_t draw_with_cuts(const SlotView& view, const RowJob& job, const
 }
 
 /// Block: one row.
-__global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_constant__ SlotView view, const __grid_constant__ ScanCall call) {
+__global__ void __launch_bounds__(kFinishThreads)
+    finish_kernel(const __grid_constant__ SlotView view, const __grid_constant__ ScanCall call) {
   launch_dependents();
   wait_for_previous();
   __shared__ JobBytes job_bytes;
@@ -273,7 +273,7 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_con
   reduce_parts(view, row, &whole);
   const RowJob& job = job_bytes.job();
   if (!job.valid || whole.bad != 0) {
-    if (t == 0) view.row_results[row] = {0, whole.bad, 0.0f, 0};
+    if (t == 0) view.row_results[row] = {call.kind == ScanKind::kGiven ? view.given_ids[row] : 0, whole.bad, 0.0f, 0};
     return;
   }
   int32_t id = whole.best_id;
@@ -286,7 +286,8 @@ __global__ void __launch_bounds__(kFinishThreads) finish_kernel(const __grid_con
     for (int c = 0; c < view.chunks; ++c) total += masses[c];
     const double u = uniform_draw(job.rules.seed, static_cast<uint64_t>(job.output_index));
     const Elements e = sampled_elements(view, job, whole.best);
-    id = job.cut ? draw_with_cuts(view, job, e, row, total, u, id, shared) : draw_by_id(view, job, e, masses, draw_amount(u, total), shared);
+    id = job.cut ? draw_with_cuts(view, job, e, row, total, u, id, shared)
+                 : draw_by_id(view, job, e, masses, draw_amount(u, total), shared);
   }
   RowResult result{id, 0, 0.0f, 0};
   if (job.num_logprobs >= 0) {
@@ -370,7 +371,9 @@ Status launch_scan(const SlotView& view, const ScanCall& call, Stream stream) {
   const LaunchShape scan{split, dim3(kScanThreads), 0, 1};
   const dim3 rows(static_cast<unsigned>(call.rows));
   DSV3_TRY(launch("sampling: scan", scan_kernel, scan, stream, view, call));
-  if (call.kind == ScanKind::kDraft) return launch("sampling: append_draft", append_draft_kernel, {rows, dim3(32), 0, 1}, stream, view, call);
+  if (call.kind == ScanKind::kDraft) {
+    return launch("sampling: append_draft", append_draft_kernel, {rows, dim3(32), 0, 1}, stream, view, call);
+  }
   DSV3_TRY(launch("sampling: weigh", weigh_kernel, scan, stream, view, call));
   return launch("sampling: finish", finish_kernel, {rows, dim3(kFinishThreads), 0, 1}, stream, view, call);
 }

@@ -194,7 +194,8 @@ __global__ void __launch_bounds__(kPrepareThreads)
     const int row = segment.row_begin + r;
     if (r < valid) {
       const int32_t p = state.start + r;
-      put_row(batch, row, view.tokens[static_cast<int64_t>(state.slot) * view.token_stride + p + 1], p, cache_row_of(view, state.slot, p), row);
+      const int32_t token = view.tokens[static_cast<int64_t>(state.slot) * view.token_stride + p + 1];
+      put_row(batch, row, token, p, cache_row_of(view, state.slot, p), row);
     } else {
       put_row(batch, row, -1, -1, -1, -1);
     }
@@ -246,20 +247,21 @@ Status launch_apply(const SlotView& view, int32_t num_updates, bool marks, Strea
   return launch("slots: mark", mark_kernel, blocks_of(num_updates, kApplySplit, kApplyThreads), stream, view);
 }
 
-Status launch_prepare_main(const SlotView& view, int32_t num_segments, int32_t rows, int32_t logit_rows, int32_t num_groups, Stream stream) {
-  return launch("slots: prepare_main", prepare_main_kernel, blocks_of(num_segments + 1, 1, kPrepareThreads), stream, view, rows, logit_rows,
-                num_groups);
+Status launch_prepare_main(const SlotView& view, int32_t num_segments, int32_t rows, int32_t logit_rows, int32_t num_groups,
+                           Stream stream) {
+  const LaunchShape shape = blocks_of(num_segments + 1, 1, kPrepareThreads);
+  return launch("slots: prepare_main", prepare_main_kernel, shape, stream, view, rows, logit_rows, num_groups);
 }
 
 Status launch_prepare_draft(const SlotView& view, int32_t pass, int32_t num_segments, int32_t rows, int32_t num_groups, Stream stream) {
   if (pass == 0) {
-    return launch("slots: prepare_draft", prepare_first_draft_kernel, blocks_of(num_segments + 1, 1, kPrepareThreads), stream, view, rows,
-                  num_groups);
+    const LaunchShape shape = blocks_of(num_segments + 1, 1, kPrepareThreads);
+    return launch("slots: prepare_draft", prepare_first_draft_kernel, shape, stream, view, rows, num_groups);
   }
   const int most = rows > num_groups ? rows : num_groups;
   if (most == 0) return {};
-  return launch("slots: prepare_draft", prepare_next_draft_kernel, blocks_of((most + kPrepareThreads - 1) / kPrepareThreads, 1, kPrepareThreads),
-                stream, view, pass, rows, num_groups);
+  const LaunchShape shape = blocks_of((most + kPrepareThreads - 1) / kPrepareThreads, 1, kPrepareThreads);
+  return launch("slots: prepare_draft", prepare_next_draft_kernel, shape, stream, view, pass, rows, num_groups);
 }
 
 }  // namespace dsv3::cuda
