@@ -1,5 +1,5 @@
 // Sampling: rows of float32 logits in, tokens out. scan (best id, finite?) -> weigh (weights, histogram) -> finish (cuts and the
-// draw, one block a row) -> settle (verification, slots advance). A row's result depends on nothing but that row: chunks are
+// draw, one block a row) -> settle_kernels.cu. A row's result depends on nothing but that row: chunks are
 // fixed, comparisons are exact, and weights are integers, whose sums do not depend on order.
 #include <climits>
 
@@ -11,7 +11,7 @@
 namespace dsv3::cuda {
 namespace {
 
-constexpr int kScanThreads = 256, kVectors = kChunkIds / (4 * kScanThreads), kSettleThreads = 128;
+constexpr int kScanThreads = 256, kVectors = kChunkIds / (4 * kScanThreads);
 constexpr int kMaxChunks = (1 << kVocabBits) / kChunkIds;
 static_assert(kVectors * 4 * kScanThreads == kChunkIds && kMaxChunks == 64);
 static_assert(kFinishThreads * 4 == kChunkIds && kFinishThreads * 2 == kBins && kFinishThreads * 2 == kShortList);
@@ -324,45 +324,6 @@ __global__ void __launch_bounds__(32) append_draft_kernel(const __grid_constant_
   if (slot.num_drafts < kMaxDrafts) slot.drafts[slot.num_drafts++] = whole.best_id;
 }
 
-/// Thread: one segment.
-__global__ void __launch_bounds__(kSettleThreads) settle_kernel(const __grid_constant__ SlotView view) {
-  launch_dependents();
-  wait_for_previous();
-  const int s = static_cast<int>(blockIdx.x) * kSettleThreads + static_cast<int>(threadIdx.x);
-  if (s >= view.header->num_segments) return;
-  const StepSegment segment = view.segments[s];
-  const SegmentState state = view.states[s];
-  SegmentOut out;
-  if (state.slot >= 0 && state.rows > 0) {
-    SlotRecord& slot = view.slots[state.slot];
-    const bool decode = (segment.flags & kSegmentDecode) != 0;
-    int32_t computed = state.start + state.rows;
-    if ((segment.flags & kSegmentSample) != 0 && (decode || state.rows == segment.rows)) {
-      const bool adjusted = view.rules[state.slot].adjusted != 0;
-      int32_t* tokens = view.tokens + static_cast<int64_t>(state.slot) * view.token_stride;
-      uint32_t* words = view.words + static_cast<int64_t>(state.slot) * view.limits.vocab;
-      out.proposed = decode ? state.rows - 1 : 0;
-      int32_t length = slot.length;
-      for (int32_t r = 0; r <= out.proposed; ++r) {
-        const RowResult result = view.row_results[segment.logit_begin + r];
-        out.bad |= result.bad;
-        const int32_t id = out.bad != 0 ? 0 : result.id;  // any token will do: the sequence fails, its slot stays consistent
-        if (length < view.token_stride) tokens[length++] = id;
-        if (adjusted) atomicAdd(words + id, 1u);
-        ++out.num_tokens;
-        // A draft is right exactly when it is what sampling chose: the output never depends on drafts.
-        if (r >= out.proposed || slot.drafts[r] != id) break;
-        ++out.accepted;
-      }
-      slot.length = length;
-      slot.num_drafts = 0;
-      if (decode) computed = state.start + 1 + out.accepted;
-    }
-    atomicMax(&slot.computed, computed);  // two chunks of one slot may share a step
-  }
-  view.outs[s] = out;
-}
-
 }  // namespace
 
 Status launch_scan(const SlotView& view, const ScanCall& call, Stream stream) {
@@ -376,12 +337,6 @@ Status launch_scan(const SlotView& view, const ScanCall& call, Stream stream) {
   }
   DSV3_TRY(launch("sampling: weigh", weigh_kernel, scan, stream, view, call));
   return launch("sampling: finish", finish_kernel, {rows, dim3(kFinishThreads), 0, 1}, stream, view, call);
-}
-
-Status launch_settle(const SlotView& view, int32_t num_segments, Stream stream) {
-  if (num_segments == 0) return {};
-  const auto blocks = static_cast<unsigned>((num_segments + kSettleThreads - 1) / kSettleThreads);
-  return launch("sampling: settle", settle_kernel, {dim3(blocks), dim3(kSettleThreads), 0, 1}, stream, view);
 }
 
 }  // namespace dsv3::cuda
