@@ -276,7 +276,8 @@ __device__ __forceinline__ void output_blocks(const DecodePiece& piece, int half
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {  // 16 tokens: 32 bytes of P's rows, 2048 bytes of V
-      for (int side = 0; side < 2; ++side) {
+#pragma unroll
+      for (int side = 0; side < 2; ++side) {  // 128 columns each: one instruction of 256 needs more registers than ptxas grants here
         wgmma_bf16_bt<128>(acc[side], p_base + ((k * 32) >> 4), v_base + ((k * 2048 + side * 2 * kBoxBytes) >> 4),
                            b > piece.first || k > 0 ? 1 : 0);
       }
