@@ -18,7 +18,7 @@ struct Registers<KvFormat::kBf16> {
 };
 template <>
 struct Registers<KvFormat::kFp8> {
-  static constexpr int kOutput = 160, kScore = 104, kLoad = 88;
+  static constexpr int kOutput = 160, kScore = 96, kLoad = 96;
 };
 
 /// Joins the split in acc to this thread's values in the block's folding slot (deterministic). Each thread has 64 pairs there.

@@ -73,47 +73,65 @@ __device__ __forceinline__ void dequantise(const uint4& raw, float scale, uint4&
   high = {pair(raw.z), pair(raw.z >> 16), pair(raw.w), pair(raw.w >> 16)};
 }
 
-/// FP8: 128 threads. A warp reads the 512 bytes of a row, 16 a lane; 32 rows are on their way at a time.
+/// A thread's share of 16 rows of FP8 latents on their way: rows warp, warp + 4, ... of the 16; 16 latents of each.
+struct Fp8Quarter {
+  uint4 raw[4];
+  float scale;  ///< lane 4 r + s (+ 16): of row r, latents 128 s ...
+};
+
+/// FP8: 128 threads. A warp reads the 512 bytes of a row, 16 a lane. Quarters of a block go through registers, three at a time on
+/// their way; the rotary part needs no arithmetic and is copied straight to its place.
 __device__ __forceinline__ void load_blocks_fp8(const MlaDecode& p, const DecodePiece& piece, DecodeShared& shared, uint32_t& n) {
-  constexpr int kRowBytes = 656, kHalf = 32, kRows = kHalf / 4;  // rows of a thread in half a block
-  const int32_t* table = p.block_tables + static_cast<int64_t>(piece.group.slot) * p.max_blocks;
+  constexpr int kRowBytes = 656, kBuffers = 3;
+  const int32_t* table = p.block_tables + static_cast<int64_t>(piece.group.slot) * p.max_blocks + piece.first;
   const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
-  const int box = lane / 4, swap = box & 1;  // odd boxes store their halves in the other order: no bank conflict
-  for (int b = piece.first; b < piece.last; ++b, ++n) {
-    const uint8_t* rows = static_cast<const uint8_t*>(p.pages.data) + static_cast<int64_t>(table[b]) * kCacheBlockTokens * kRowBytes;
-    const uint32_t stage = n & 1, phase = (n >> 1) & 1;
-    for (int half = 0; half < 2; ++half) {
-      uint4 raw[kRows], rope[2];
-      float scale[kRows];
+  const int box = lane / 4, chunk = lane % 4 * 2, swap = box & 1;  // odd boxes store their halves in the other order: no bank conflict
+  const int quarters = 4 * (piece.last - piece.first);
+  const auto block_data = [&](int block) {
+    return static_cast<const uint8_t*>(p.pages.data) + static_cast<int64_t>(table[block]) * kCacheBlockTokens * kRowBytes;
+  };
+  Fp8Quarter buffers[kBuffers];
+  const auto load = [&](Fp8Quarter& to, int quarter) {
+    const uint8_t* rows = block_data(quarter / 4) + (quarter % 4 * 16 + warp) * kRowBytes;
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        const uint8_t* row = rows + (half * kHalf + warp + 4 * i) * kRowBytes;
-        raw[i] = __ldcg(reinterpret_cast<const uint4*>(row) + lane);
-        scale[i] = __ldcg(reinterpret_cast<const float*>(row + kLatent) + lane / 8);
+    for (int i = 0; i < 4; ++i) to.raw[i] = __ldcg(reinterpret_cast<const uint4*>(rows + 4 * i * kRowBytes) + lane);
+    to.scale = __ldcg(reinterpret_cast<const float*>(rows + lane / 4 % 4 * 4 * kRowBytes + kLatent) + lane % 4);
+  };
+#pragma unroll
+  for (int i = 0; i < kBuffers; ++i) load(buffers[i], i);  // a block has four
+  for (int first = 0; first < quarters; first += kBuffers) {
+#pragma unroll
+    for (int i = 0; i < kBuffers; ++i) {
+      const int quarter = first + i;
+      if (quarter >= quarters) break;
+      const uint32_t stage = n & 1, phase = (n >> 1) & 1;
+      if (quarter % 4 == 0) {
+        barrier_wait(&shared.kv_empty[stage], phase ^ 1);
+        const uint8_t* rope = block_data(quarter / 4) + kLatent + 16;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {  // 64 rows x 8 chunks
+          const int row = 16 * j + thread / 8;
+          cp_async_16(shared.kv[stage][kLatentBoxes] + swizzled(row, thread % 8), rope + row * kRowBytes + thread % 8 * 16);
+        }
+        cp_async_commit();
       }
+      uint8_t* to = shared.kv[stage][box];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {  // 32 rows x 8 chunks of the rotary part
-        const int row = half * kHalf + 16 * i + thread / 8;
-        rope[i] = __ldcg(reinterpret_cast<const uint4*>(rows + row * kRowBytes + kLatent + 16) + thread % 8);
-      }
-      if (half == 0) barrier_wait(&shared.kv_empty[stage], phase ^ 1);
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        const int row = half * kHalf + warp + 4 * i, chunk = lane % 4 * 2;
+      for (int j = 0; j < 4; ++j) {
+        const int row = quarter % 4 * 16 + warp + 4 * j;
         uint4 low, high;
-        dequantise(raw[i], scale[i], low, high);
-        uint8_t* to = shared.kv[stage][box];
+        dequantise(buffers[i].raw[j], __shfl_sync(~0u, buffers[i].scale, 4 * j + lane / 8), low, high);
         *reinterpret_cast<uint4*>(to + swizzled(row, chunk + swap)) = swap ? high : low;
         *reinterpret_cast<uint4*>(to + swizzled(row, chunk + 1 - swap)) = swap ? low : high;
       }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int row = half * kHalf + 16 * i + thread / 8;
-        *reinterpret_cast<uint4*>(shared.kv[stage][kLatentBoxes] + swizzled(row, thread % 8)) = rope[i];
+      if (quarter + kBuffers < quarters) load(buffers[i], quarter + kBuffers);
+      if (quarter % 4 == 3) {
+        cp_async_wait<0>();
+        fence_async_proxy();
+        barrier_arrive(&shared.kv_full[stage][0]);
+        ++n;
       }
     }
-    fence_async_proxy();
-    barrier_arrive(&shared.kv_full[stage][0]);
   }
 }
 
@@ -156,10 +174,8 @@ template <KvFormat kFormat>
 __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePiece& piece, int tile, DecodeShared& shared,
                                              const uint32_t (&rope)[4][4], uint32_t& n) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, quad = lane % 4;
-  const int rows[2] = {16 * warp + lane / 4, 16 * warp + lane / 4 + 8};
+  const int row0 = 16 * warp + lane / 4;  // the thread's rows: this one and row0 + 8
   const float scale = p.softmax_scale * 1.44269504f;
-  int limits[2];  // last key that the row sees
-  for (int r = 0; r < 2; ++r) limits[r] = piece.group.start + min((tile * kDecodeTileRows + rows[r]) / p.heads, piece.group.rows - 1);
   float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
   const uint64_t q_base = wgmma_descriptor_128(shared_address(shared.q));
   for (int b = piece.first; b < piece.last; ++b, ++n) {
@@ -190,6 +206,11 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
 
     const int first_key = b * kCacheBlockTokens;
     if (first_key + kCacheBlockTokens - 1 > piece.group.start) {
+      int limits[2];  // last key that the row sees. Worked out here, once or twice a piece: registers are scarce
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        limits[r] = piece.group.start + min((tile * kDecodeTileRows + row0 + 8 * r) / p.heads, piece.group.rows - 1);
+      }
 #pragma unroll
       for (int i = 0; i < 32; ++i) {
         const int key = first_key + i / 4 * 8 + quad * 2 + i % 2;
@@ -236,8 +257,8 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
         whole += __shfl_xor_sync(~0u, whole, 2);
       }
       if (quad == 0) {
-        shared.keep[stage][rows[r]] = keep[r];
-        if (last) shared.stats[stage][rows[r]] = {top[r] * scale, whole};
+        shared.keep[stage][row0 + 8 * r] = keep[r];
+        if (last) shared.stats[stage][row0 + 8 * r] = {top[r] * scale, whole};
       }
     }
     fence_async_proxy();
