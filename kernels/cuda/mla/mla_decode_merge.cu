@@ -1,6 +1,6 @@
-// Joins the pieces of groups that several parts worked on. Few pieces: a warp takes a row and joins one piece after the other,
-// with the arithmetic that the main kernel folds with. Many (a long sequence over the whole device): a block of 512 threads takes
-// a row, 4 strands of pieces x 128 threads of 4 columns.
+// Joins the pieces of groups that several parts worked on. Few pieces: a warp takes a row and joins one piece after the
+// other, with the arithmetic that the main kernel folds with. Many (a long sequence over the whole device): a block of
+// 512 threads takes a row, 4 strands of pieces x 128 threads of 4 columns.
 #include <algorithm>
 
 #include "../common/launch.cuh"
@@ -22,7 +22,8 @@ struct MergeRow {
   int tile, row;
 
   __device__ int64_t at(int k) const {
-    const int slot = deterministic ? merge.begin + k : 2 * (merge.begin + k) + (k == 0 ? 1 : 0);  // as for_each_piece() numbers them
+    const int slot =
+        deterministic ? merge.begin + k : 2 * (merge.begin + k) + (k == 0 ? 1 : 0);  // as for_each_piece() numbers them
     return (static_cast<int64_t>(slot) * shape.tiles + tile) * kDecodeTileRows + row;
   }
   /// A part without a block left its slot alone.
@@ -32,7 +33,9 @@ struct MergeRow {
     return from.group != to.group || from.block != to.block;
   }
   __device__ float2 stats(int k) const { return scratch.stats[at(k)]; }
-  __device__ float4 values(int k, int column) const { return *reinterpret_cast<const float4*>(scratch.output + at(k) * kLatent + column); }
+  __device__ float4 values(int k, int column) const {
+    return *reinterpret_cast<const float4*>(scratch.output + at(k) * kLatent + column);
+  }
 };
 
 __device__ __forceinline__ void store_row(Bf16* to, float4 out, float inverse) {
@@ -72,7 +75,8 @@ __device__ __forceinline__ void merge_few(const MergeRow& pieces, Bf16* to) {
 __device__ __forceinline__ void merge_many(const MergeRow& pieces, Bf16* to) {
   __shared__ float tops[kThreads], weights[kThreads], sums[kThreads];
   __shared__ float4 strand_sums[kStrands - 1][kColumnThreads];
-  const int thread = threadIdx.x, column = thread % kColumnThreads, strand = thread / kColumnThreads, lane = thread % 32;
+  const int thread = threadIdx.x, column = thread % kColumnThreads, strand = thread / kColumnThreads,
+            lane = thread % 32;
   const int count = pieces.merge.count;
   float2 mine{-INFINITY, 0};
   if (thread < count && pieces.exists(thread)) mine = pieces.stats(thread);
@@ -92,7 +96,8 @@ __device__ __forceinline__ void merge_many(const MergeRow& pieces, Bf16* to) {
 #pragma unroll 8
   for (int k = strand; k < count; k += kStrands) {
     const float w = weights[k];
-    const float4 values = w != 0.0f ? pieces.values(k, 4 * column) : float4{0, 0, 0, 0};  // what was not written is not read
+    const float4 values =
+        w != 0.0f ? pieces.values(k, 4 * column) : float4{0, 0, 0, 0};  // what was not written is not read
     out = {out.x + w * values.x, out.y + w * values.y, out.z + w * values.z, out.w + w * values.w};
   }
   if (strand > 0) strand_sums[strand - 1][column] = out;
@@ -107,8 +112,9 @@ __device__ __forceinline__ void merge_many(const MergeRow& pieces, Bf16* to) {
   __syncthreads();  // the arrays serve the next row
 }
 
-__global__ void __launch_bounds__(kThreads) mla_decode_merge_kernel(const __grid_constant__ MlaDecode p, const __grid_constant__ DecodeShape shape,
-                                                                    const __grid_constant__ DecodeScratch scratch) {
+__global__ void __launch_bounds__(kThreads)
+    mla_decode_merge_kernel(const __grid_constant__ MlaDecode p, const __grid_constant__ DecodeShape shape,
+                            const __grid_constant__ DecodeScratch scratch) {
   launch_dependents();
   wait_for_previous();
   const DecodeSchedule& schedule = *scratch.schedule;
@@ -118,7 +124,8 @@ __global__ void __launch_bounds__(kThreads) mla_decode_merge_kernel(const __grid
     const DecodeMerge merge = schedule.merge[unit % schedule.merges];
     const QueryGroup group = p.groups[merge.group];
     const bool few = p.deterministic || merge.count <= kFewPieces;
-    const int query = few ? unit / schedule.merges * kWarps + static_cast<int>(threadIdx.x) / 32 : unit / schedule.merges;
+    const int query =
+        few ? unit / schedule.merges * kWarps + static_cast<int>(threadIdx.x) / 32 : unit / schedule.merges;
     if (query >= group.rows * p.heads) continue;  // the same for the whole warp, or for the whole block
     const MergeRow pieces{scratch, shape, merge, p.deterministic, query / kDecodeTileRows, query % kDecodeTileRows};
     Bf16* to = p.out + (static_cast<int64_t>(group.row_begin) * p.heads + query) * kLatent;
@@ -133,7 +140,8 @@ __global__ void __launch_bounds__(kThreads) mla_decode_merge_kernel(const __grid
 }  // namespace
 
 Status mla_decode_merge(const MlaDecode& p, const DecodeShape& shape, const DecodeScratch& scratch, Stream stream) {
-  const int most_merges = p.deterministic ? std::min(p.num_groups, shape.slots() / 2) : std::min(p.num_groups, shape.parts - 1);
+  const int most_merges =
+      p.deterministic ? std::min(p.num_groups, shape.slots() / 2) : std::min(p.num_groups, shape.parts - 1);
   if (most_merges == 0) return {};
   const int blocks = std::min(most_merges * p.max_group_rows * p.heads, 4 * sm_count());
   return launch("mla_decode_merge", mla_decode_merge_kernel, {dim3(blocks), dim3(kThreads)}, stream, p, shape, scratch);
