@@ -1,5 +1,5 @@
-// MLA decode over the shapes that the public kernels were measured at: heads of TP 1, 8 and 16, contexts of 1k to 64k, batches
-// of 1 to 256. A launch is the kernel and its merge; the schedule, once a step, has rows of its own.
+// MLA decode over the shapes that the public kernels were measured at: heads of TP 1, 8 and 16, contexts of 1k to 64k,
+// batches of 1 to 256. A launch is the kernel and its merge; the schedule, once a step, has rows of its own.
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -18,9 +18,9 @@ namespace {
 
 struct Shape {
   int heads, context, batch, rows;
-  double peer_us;        ///< best of FlashMLA, FlashInfer and FlashAttention-3; 0: none
+  double peer_us;  ///< best of FlashMLA, FlashInfer and FlashAttention-3; 0: none
   KvFormat format = KvFormat::kBf16;
-  bool mixed = false;    ///< lengths uniform in 512..8192 instead of `context`
+  bool mixed = false;  ///< lengths uniform in 512..8192 instead of `context`
   bool deterministic = false;
 };
 
@@ -41,11 +41,12 @@ constexpr double kPeer8[4][6] = {{10.2, 12.9, 22.4, 35.7, 57.3, 109.2},
 
 std::vector<Shape> shapes(bool quick) {
   std::vector<Shape> all;
-  const auto table = [&](int heads, const double (&peer)[4][6]) {
+  const auto table = [&](int heads, const double(&peer)[4][6]) {
     for (int c = 0; c < (quick ? 3 : 4); ++c) {
       for (int b = 0; b < 6; ++b) {
         if (quick && (kBatches[b] == 64 || kBatches[b] == 256)) continue;
-        if (static_cast<int64_t>(kContexts[c]) * kBatches[b] > int64_t{1} << 22) continue;  // 4.8 GB of cache are enough
+        if (static_cast<int64_t>(kContexts[c]) * kBatches[b] > int64_t{1} << 22)
+          continue;  // 4.8 GB of cache are enough
         all.push_back({heads, kContexts[c], kBatches[b], 1, peer[c][b]});
       }
     }
@@ -93,7 +94,8 @@ struct Case {
   int64_t row_bytes() const { return shape.format == KvFormat::kBf16 ? kCacheRow * 2 : 656; }
   int64_t cache_bytes() const { return blocks * kCacheBlockTokens * row_bytes(); }
   std::string name() const {
-    return "heads=" + std::to_string(shape.heads) + " context=" + (shape.mixed ? "512..8192" : std::to_string(shape.context)) +
+    return "heads=" + std::to_string(shape.heads) +
+           " context=" + (shape.mixed ? "512..8192" : std::to_string(shape.context)) +
            " batch=" + std::to_string(shape.batch) + " rows=" + std::to_string(shape.rows) +
            (shape.format == KvFormat::kFp8 ? " fp8" : "") + (shape.deterministic ? " deterministic" : "");
   }
@@ -109,7 +111,8 @@ void measure(const Case& c, const Buffer& pool, Report& report) {
   std::vector<QueryGroup> groups;
   size_t next = 0;
   for (int g = 0; g < s.batch; ++g) {
-    for (int b = 0; b * kCacheBlockTokens < c.keys[g]; ++b) table[static_cast<size_t>(g) * max_blocks + b] = ids[next++];
+    for (int b = 0; b * kCacheBlockTokens < c.keys[g]; ++b)
+      table[static_cast<size_t>(g) * max_blocks + b] = ids[next++];
     groups.push_back({g, g * s.rows, s.rows, c.keys[g] - s.rows});
   }
   const int64_t queries = static_cast<int64_t>(s.batch) * s.rows * s.heads;
@@ -120,9 +123,17 @@ void measure(const Case& c, const Buffer& pool, Report& report) {
   Buffer ws(ws_bytes, Buffer::Fill::kZero);
   cudaMemcpy(table_copy.as<void>(), table.data(), table.size() * 4, cudaMemcpyHostToDevice);
   cudaMemcpy(group_copy.as<void>(), groups.data(), groups.size() * sizeof(QueryGroup), cudaMemcpyHostToDevice);
-  MlaDecode p{.q = q.as<Bf16>(), .out = out.as<Bf16>(), .heads = s.heads, .softmax_scale = 0.0417f,
-              .pages = {pool.as<void>(), s.format, c.blocks}, .block_tables = table_copy.as<int32_t>(), .max_blocks = max_blocks,
-              .groups = group_copy.as<QueryGroup>(), .num_groups = s.batch, .max_group_rows = s.rows, .deterministic = s.deterministic};
+  MlaDecode p{.q = q.as<Bf16>(),
+              .out = out.as<Bf16>(),
+              .heads = s.heads,
+              .softmax_scale = 0.0417f,
+              .pages = {pool.as<void>(), s.format, c.blocks},
+              .block_tables = table_copy.as<int32_t>(),
+              .max_blocks = max_blocks,
+              .groups = group_copy.as<QueryGroup>(),
+              .num_groups = s.batch,
+              .max_group_rows = s.rows,
+              .deterministic = s.deterministic};
   const MlaWorkspace workspace{ws.as<void>(), ws_bytes};
   const Status scheduled = mla_decode_schedule(p, workspace, nullptr);
   if (!scheduled.ok() || cudaDeviceSynchronize() != cudaSuccess) {
@@ -147,7 +158,8 @@ void measure(const Case& c, const Buffer& pool, Report& report) {
   row.us = timing.value().us;
   row.spread = timing.value().spread;
   row.flops = 2.0 * s.heads * s.rows * static_cast<double>(c.tokens) * (kCacheRow + kLatent);
-  row.bytes = static_cast<double>(c.tokens) * static_cast<double>(c.row_bytes()) + static_cast<double>(queries) * 2 * (kCacheRow + kLatent);
+  row.bytes = static_cast<double>(c.tokens) * static_cast<double>(c.row_bytes()) +
+              static_cast<double>(queries) * 2 * (kCacheRow + kLatent);
   row.limit_us = std::max(row.bytes / roofs.hbm_gbps / 1e3, row.flops / roofs.bf16_tflops / 1e6);
   row.peer_us = s.peer_us;
   if (s.peer_us > 0) row.peer = s.rows > 1 ? "FlashMLA" : "best of FlashMLA, FlashInfer, FA3";
@@ -161,10 +173,19 @@ void measure_schedule(int batch, bool deterministic, Report& report) {
   cudaMemcpy(group_copy.as<void>(), groups.data(), groups.size() * sizeof(QueryGroup), cudaMemcpyHostToDevice);
   const int64_t ws_bytes = mla_decode_workspace_bytes(batch, 1, 16);
   Buffer ws(ws_bytes, Buffer::Fill::kZero), any(1024, Buffer::Fill::kZero);
-  const MlaDecode p{.q = any.as<Bf16>(), .out = any.as<Bf16>(), .heads = 16, .softmax_scale = 1, .pages = {any.as<void>(), KvFormat::kBf16, 1},
-                    .block_tables = any.as<int32_t>(), .max_blocks = 1, .groups = group_copy.as<QueryGroup>(), .num_groups = batch,
+  const MlaDecode p{.q = any.as<Bf16>(),
+                    .out = any.as<Bf16>(),
+                    .heads = 16,
+                    .softmax_scale = 1,
+                    .pages = {any.as<void>(), KvFormat::kBf16, 1},
+                    .block_tables = any.as<int32_t>(),
+                    .max_blocks = 1,
+                    .groups = group_copy.as<QueryGroup>(),
+                    .num_groups = batch,
                     .deterministic = deterministic};
-  const auto timing = time_chain(20, 7, [&](int, Stream stream) { return mla_decode_schedule(p, {ws.as<void>(), ws_bytes}, stream); });
+  const auto timing = time_chain(20, 7, [&](int, Stream stream) {
+    return mla_decode_schedule(p, {ws.as<void>(), ws_bytes}, stream);
+  });
   if (!timing.ok()) {
     std::fprintf(stderr, "mla_decode_schedule: %s\n", timing.status().message().c_str());
     return;
@@ -184,7 +205,9 @@ void measure_schedule(int batch, bool deterministic, Report& report) {
 }  // namespace
 
 void bench_mla_decode(const Options& options, Report& report) {
-  const auto wanted = [&](const std::string& kernel) { return options.filter.empty() || kernel.find(options.filter) != std::string::npos; };
+  const auto wanted = [&](const std::string& kernel) {
+    return options.filter.empty() || kernel.find(options.filter) != std::string::npos;
+  };
   if (wanted("mla_decode_schedule")) {
     for (const int batch : {1, 32, 256, 1024}) measure_schedule(batch, false, report);
     measure_schedule(256, true, report);

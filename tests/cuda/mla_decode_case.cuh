@@ -1,4 +1,5 @@
-// A batch of sequences for the tests of MLA decode: shuffled pages, poison wherever nothing valid lies, and the float64 answer.
+// A batch of sequences for the tests of MLA decode: shuffled pages, poison wherever nothing valid lies, and the float64
+// answer.
 #pragma once
 
 #include <algorithm>
@@ -45,7 +46,9 @@ class MlaBatch {
 
  private:
   int64_t row_bytes() const { return params_.pages.row_bytes(); }
-  int blocks_of(int group) const { return (shape_.groups[group].first + shape_.groups[group].second + kCacheBlockTokens - 1) / kCacheBlockTokens; }
+  int blocks_of(int group) const {
+    return (shape_.groups[group].first + shape_.groups[group].second + kCacheBlockTokens - 1) / kCacheBlockTokens;
+  }
 
   MlaShape shape_;
   int64_t rows_ = 0;
@@ -59,14 +62,17 @@ class MlaBatch {
 };
 
 __device__ inline double value_of(const KvPages& pages, int64_t row, int col) {
-  const auto* bytes = static_cast<const uint8_t*>(pages.data) + row * (pages.format == KvFormat::kBf16 ? kCacheRow * 2 : 656);
+  const auto* bytes =
+      static_cast<const uint8_t*>(pages.data) + row * (pages.format == KvFormat::kBf16 ? kCacheRow * 2 : 656);
   if (pages.format == KvFormat::kBf16) return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(bytes)[col]);
   if (col >= kLatent) return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(bytes + 528)[col - kLatent]);
   return static_cast<double>(static_cast<float>(reinterpret_cast<const __nv_fp8_e4m3*>(bytes)[col])) *
          static_cast<double>(reinterpret_cast<const float*>(bytes + 512)[col / 128]);
 }
 __device__ inline int64_t row_of(const MlaDecode& p, const QueryGroup& group, int token) {
-  return static_cast<int64_t>(p.block_tables[static_cast<int64_t>(group.slot) * p.max_blocks + token / kCacheBlockTokens]) * kCacheBlockTokens +
+  return static_cast<int64_t>(
+             p.block_tables[static_cast<int64_t>(group.slot) * p.max_blocks + token / kCacheBlockTokens]) *
+             kCacheBlockTokens +
          token % kCacheBlockTokens;
 }
 
@@ -89,12 +95,14 @@ inline void fill_row(uint8_t* row, KvFormat format, const ValuePool& pool, size_
     return;
   }
   std::copy_n(pool.e4m3.data() + at, kLatent, row);
-  for (int i = 0; i < 4; ++i) reinterpret_cast<float*>(row + kLatent)[i] = scale / 16.0f * static_cast<float>(1 + i) * 0.4f;
+  for (int i = 0; i < 4; ++i)
+    reinterpret_cast<float*>(row + kLatent)[i] = scale / 16.0f * static_cast<float>(1 + i) * 0.4f;
   std::copy_n(reinterpret_cast<const uint8_t*>(pool.bf16.data() + at), kRope * 2, row + kLatent + 16);
 }
 
 /// softmax(scale q k) v in float64; scores [query][max_keys] lie in `scratch`.
-static __global__ void mla_reference_scores(MlaDecode p, double* scratch, int max_keys) {  // grid (key runs, heads * max rows, groups)
+static __global__ void mla_reference_scores(MlaDecode p, double* scratch,
+                                            int max_keys) {  // grid (key runs, heads * max rows, groups)
   const QueryGroup group = p.groups[blockIdx.z];
   const int row = static_cast<int>(blockIdx.y) / p.heads, head = static_cast<int>(blockIdx.y) % p.heads;
   const int key = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
@@ -102,11 +110,13 @@ static __global__ void mla_reference_scores(MlaDecode p, double* scratch, int ma
   const int64_t query = static_cast<int64_t>(group.row_begin + row) * p.heads + head;
   const int64_t at = row_of(p, group, key);
   double dot = 0;
-  for (int i = 0; i < kCacheRow; ++i) dot += static_cast<double>(__bfloat162float(p.q[query * kCacheRow + i])) * value_of(p.pages, at, i);
+  for (int i = 0; i < kCacheRow; ++i)
+    dot += static_cast<double>(__bfloat162float(p.q[query * kCacheRow + i])) * value_of(p.pages, at, i);
   scratch[query * max_keys + key] = dot * static_cast<double>(p.softmax_scale);
 }
 
-static __global__ void mla_reference_output(MlaDecode p, const double* scratch, int max_keys, double* out) {  // grid (heads * max rows, groups)
+static __global__ void mla_reference_output(MlaDecode p, const double* scratch, int max_keys,
+                                            double* out) {  // grid (heads * max rows, groups)
   const QueryGroup group = p.groups[blockIdx.y];
   const int row = static_cast<int>(blockIdx.x) / p.heads, head = static_cast<int>(blockIdx.x) % p.heads;
   if (row >= group.rows) return;
@@ -133,8 +143,13 @@ inline MlaBatch::MlaBatch(const MlaShape& shape) : shape_(shape) {
     max_blocks = std::max(max_blocks, blocks_of(g));
   }
   const int64_t num_blocks = total_blocks + 3;
-  params_ = {.heads = shape.heads, .softmax_scale = 0.1f, .pages = {nullptr, shape.format, num_blocks}, .max_blocks = max_blocks,
-             .num_groups = count, .max_group_rows = shape.max_group_rows, .deterministic = shape.deterministic};
+  params_ = {.heads = shape.heads,
+             .softmax_scale = 0.1f,
+             .pages = {nullptr, shape.format, num_blocks},
+             .max_blocks = max_blocks,
+             .num_groups = count,
+             .max_group_rows = shape.max_group_rows,
+             .deterministic = shape.deterministic};
 
   std::vector<int32_t> blocks(static_cast<size_t>(num_blocks)), slots(static_cast<size_t>(count));
   std::iota(blocks.begin(), blocks.end(), 0);
@@ -152,12 +167,16 @@ inline MlaBatch::MlaBatch(const MlaShape& shape) : shape_(shape) {
     host_groups_.push_back({slots[g], g * shape.max_group_rows, rows, start});
     for (int b = 0; b < blocks_of(g); ++b) table_[static_cast<size_t>(slots[g]) * max_blocks + b] = blocks[next++];
     for (int t = 0; rows > 0 && t < start + rows; ++t) {
-      const int64_t row = static_cast<int64_t>(table_[static_cast<size_t>(slots[g]) * max_blocks + t / kCacheBlockTokens]) * kCacheBlockTokens +
-                          t % kCacheBlockTokens;
-      fill_row(pages.data() + row * row_bytes(), shape.format, pool, some(), 0.5f + static_cast<float>(generator() % 64) / 64.0f);
+      const int64_t row =
+          static_cast<int64_t>(table_[static_cast<size_t>(slots[g]) * max_blocks + t / kCacheBlockTokens]) *
+              kCacheBlockTokens +
+          t % kCacheBlockTokens;
+      fill_row(pages.data() + row * row_bytes(), shape.format, pool, some(),
+               0.5f + static_cast<float>(generator() % 64) / 64.0f);
     }
     for (int64_t i = 0; i < static_cast<int64_t>(rows) * shape.heads; ++i) {
-      std::copy_n(pool.bf16.data() + some(), kCacheRow, q.data() + (static_cast<int64_t>(g) * shape.max_group_rows * shape.heads + i) * kCacheRow);
+      std::copy_n(pool.bf16.data() + some(), kCacheRow,
+                  q.data() + (static_cast<int64_t>(g) * shape.max_group_rows * shape.heads + i) * kCacheRow);
     }
   }
   q_ = std::make_unique<Guarded<Bf16>>(q.size());
@@ -186,7 +205,8 @@ inline std::vector<float> MlaBatch::output(const std::string& what) const {
       } else {
         for (size_t i = 0; i < row_values; ++i) {
           if (__bfloat16_as_ushort(row[i]) == 0xFFFF) continue;
-          ADD_FAILURE() << what << ": row " << r << " of group " << g << " is not the group's but was written; " << shape_.name();
+          ADD_FAILURE() << what << ": row " << r << " of group " << g << " is not the group's but was written; "
+                        << shape_.name();
           break;
         }
       }
@@ -202,7 +222,8 @@ inline std::vector<double> MlaBatch::reference() const {
   double *scratch = nullptr, *out = nullptr;
   EXPECT_EQ(cudaMalloc(&scratch, queries * max_keys * sizeof(double)), cudaSuccess);
   EXPECT_EQ(cudaMalloc(&out, queries * kLatent * sizeof(double)), cudaSuccess);
-  const unsigned row_heads = static_cast<unsigned>(shape_.heads * shape_.max_group_rows), count = static_cast<unsigned>(shape_.groups.size());
+  const unsigned row_heads = static_cast<unsigned>(shape_.heads * shape_.max_group_rows),
+                 count = static_cast<unsigned>(shape_.groups.size());
   mla_reference_scores<<<dim3((max_keys + 127) / 128, row_heads, count), 128>>>(params_, scratch, max_keys);
   mla_reference_output<<<dim3(row_heads, count), kLatent>>>(params_, scratch, max_keys, out);
   std::vector<double> all(queries * kLatent), valid;
@@ -210,7 +231,8 @@ inline std::vector<double> MlaBatch::reference() const {
   cudaFree(scratch);
   cudaFree(out);
   for (size_t g = 0; g < shape_.groups.size(); ++g) {
-    const size_t row_values = static_cast<size_t>(shape_.heads) * kLatent, begin = g * static_cast<size_t>(shape_.max_group_rows) * row_values;
+    const size_t row_values = static_cast<size_t>(shape_.heads) * kLatent,
+                 begin = g * static_cast<size_t>(shape_.max_group_rows) * row_values;
     valid.insert(valid.end(), all.begin() + static_cast<int64_t>(begin),
                  all.begin() + static_cast<int64_t>(begin + static_cast<size_t>(shape_.groups[g].first) * row_values));
   }
@@ -220,8 +242,10 @@ inline std::vector<double> MlaBatch::reference() const {
 inline std::vector<uint16_t> MlaBatch::bits_of(int group) const {
   const size_t values = static_cast<size_t>(shape_.groups[group].first) * shape_.heads * kLatent;
   std::vector<uint16_t> bits(values);
-  EXPECT_EQ(cudaMemcpy(bits.data(), out_->get() + static_cast<int64_t>(group) * shape_.max_group_rows * shape_.heads * kLatent, values * 2,
-                       cudaMemcpyDeviceToHost), cudaSuccess);
+  EXPECT_EQ(cudaMemcpy(bits.data(),
+                       out_->get() + static_cast<int64_t>(group) * shape_.max_group_rows * shape_.heads * kLatent,
+                       values * 2, cudaMemcpyDeviceToHost),
+            cudaSuccess);
   return bits;
 }
 
@@ -229,13 +253,16 @@ inline void MlaBatch::copy_group(int group, const MlaBatch& other, int from) {
   ASSERT_EQ(shape_.groups[group], other.shape_.groups[from]);
   const size_t q_values = static_cast<size_t>(shape_.groups[group].first) * shape_.heads * kCacheRow;
   const int64_t stride = static_cast<int64_t>(shape_.heads) * kCacheRow;
-  EXPECT_EQ(cudaMemcpy(q_->get() + group * shape_.max_group_rows * stride, other.q_->get() + from * other.shape_.max_group_rows * stride,
-                       q_values * 2, cudaMemcpyDeviceToDevice), cudaSuccess);
+  EXPECT_EQ(
+      cudaMemcpy(q_->get() + group * shape_.max_group_rows * stride,
+                 other.q_->get() + from * other.shape_.max_group_rows * stride, q_values * 2, cudaMemcpyDeviceToDevice),
+      cudaSuccess);
   const int64_t bytes = kCacheBlockTokens * row_bytes();
   for (int b = 0; b < blocks_of(group); ++b) {
     const int64_t to = table_[static_cast<size_t>(host_groups_[group].slot) * params_.max_blocks + b];
     const int64_t at = other.table_[static_cast<size_t>(other.host_groups_[from].slot) * other.params_.max_blocks + b];
-    EXPECT_EQ(cudaMemcpy(pages_->get() + to * bytes, other.pages_->get() + at * bytes, static_cast<size_t>(bytes), cudaMemcpyDeviceToDevice),
+    EXPECT_EQ(cudaMemcpy(pages_->get() + to * bytes, other.pages_->get() + at * bytes, static_cast<size_t>(bytes),
+                         cudaMemcpyDeviceToDevice),
               cudaSuccess);
   }
 }

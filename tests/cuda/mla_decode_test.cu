@@ -5,9 +5,11 @@
 namespace dsv3::cuda::testing {
 namespace {
 
-const std::vector<std::pair<int, int>> kRagged = {{1, 0}, {1, 62}, {1, 63}, {2, 63}, {0, 17}, {4, 0}, {3, 126}, {1, 999}, {4, 61}, {2, 190}};
+const std::vector<std::pair<int, int>> kRagged = {{1, 0}, {1, 62},  {1, 63},  {2, 63}, {0, 17},
+                                                  {4, 0}, {3, 126}, {1, 999}, {4, 61}, {2, 190}};
 
-void expect_close(const MlaBatch& batch, const std::string& what, const std::vector<double>& want, double all, double worst) {
+void expect_close(const MlaBatch& batch, const std::string& what, const std::vector<double>& want, double all,
+                  double worst) {
   const Error error = relative_l2(batch.output(what), want, kLatent);
   EXPECT_LE(error.all, all) << what;
   EXPECT_LE(error.worst_row, worst) << what << ": row x head " << error.worst;
@@ -48,8 +50,8 @@ void check_fast(const MlaShape& shape) {
   Workspace ws(batch.params());
   run_fast(batch.params(), ws);
   const std::vector<float> first = batch.output(shape.name());
-  // P and the output are rounded to BF16 (2^-9 each, at most): about 2.5e-3 over many values. FP8 pages: the kernel rounds the
-  // dequantised values to BF16, which the reference does not.
+  // P and the output are rounded to BF16 (2^-9 each, at most): about 2.5e-3 over many values. FP8 pages: the kernel
+  // rounds the dequantised values to BF16, which the reference does not.
   const bool fp8 = shape.format == KvFormat::kFp8;
   expect_close(batch, shape.name(), batch.reference(), fp8 ? 5e-3 : 3.5e-3, fp8 ? 9e-3 : 6e-3);
   batch.poison_output();
@@ -83,7 +85,8 @@ TEST(MlaDecodeTest, SmallMatchesFloat64) {
 TEST(MlaDecodeTest, RaggedMatchesFloat64) {
   DSV3_NEEDS_GPU();
   for (const KvFormat format : {KvFormat::kBf16, KvFormat::kFp8}) {
-    for (const int heads : {8, 12, 16, 32, 64, 128}) check_fast({.heads = heads, .format = format, .groups = kRagged, .seed = 11});
+    for (const int heads : {8, 12, 16, 32, 64, 128})
+      check_fast({.heads = heads, .format = format, .groups = kRagged, .seed = 11});
   }
 }
 
@@ -116,7 +119,8 @@ TEST(MlaDecodeTest, LargeBatchesMatchFloat64) {
   }
   MlaShape mixed{.heads = 8, .max_group_rows = 2, .seed = 23};
   std::mt19937 generator(23);
-  for (int g = 0; g < 300; ++g) mixed.groups.push_back({static_cast<int>(generator() % 3), static_cast<int>(generator() % 300)});
+  for (int g = 0; g < 300; ++g)
+    mixed.groups.push_back({static_cast<int>(generator() % 3), static_cast<int>(generator() % 300)});
   mixed.groups[150] = {2, 9000};
   check_fast(mixed);
 }
@@ -125,8 +129,12 @@ TEST(MlaDecodeTest, LargeBatchesMatchFloat64) {
 TEST(MlaDecodeTest, LargeDeterministicAloneAndInABatch) {
   DSV3_NEEDS_GPU();
   for (const KvFormat format : {KvFormat::kBf16, KvFormat::kFp8}) {
-    MlaShape few{.heads = 128, .format = format, .groups = {{2, 40}, {1, 2500}, {2, 1023}, {2, 1022}, {1, 9000}}, .max_group_rows = 2,
-                 .deterministic = true, .seed = 31};
+    MlaShape few{.heads = 128,
+                 .format = format,
+                 .groups = {{2, 40}, {1, 2500}, {2, 1023}, {2, 1022}, {1, 9000}},
+                 .max_group_rows = 2,
+                 .deterministic = true,
+                 .seed = 31};
     check_fast(few);
     // Slots are 4 a part, and 33 parts have 4 tiles each: 40 sequences of 5 splits are too many and are folded.
     MlaShape many = few;
@@ -171,11 +179,13 @@ TEST(MlaDecodeTest, GraphServesOtherLengths) {
   ASSERT_EQ(cudaStreamEndCapture(stream, &graph), cudaSuccess);
   ASSERT_EQ(cudaGraphInstantiate(&run, graph, 0), cudaSuccess);
   std::vector<QueryGroup> host(3);
-  ASSERT_EQ(cudaMemcpy(host.data(), batch.params().groups, 3 * sizeof(QueryGroup), cudaMemcpyDeviceToHost), cudaSuccess);
+  ASSERT_EQ(cudaMemcpy(host.data(), batch.params().groups, 3 * sizeof(QueryGroup), cudaMemcpyDeviceToHost),
+            cudaSuccess);
   std::mt19937 generator(41);
   for (int step = 0; step < 20; ++step) {
     std::vector<QueryGroup> now = host;
-    for (QueryGroup& group : now) group.start = static_cast<int32_t>(generator() % static_cast<uint32_t>(group.start + 1));
+    for (QueryGroup& group : now)
+      group.start = static_cast<int32_t>(generator() % static_cast<uint32_t>(group.start + 1));
     groups.upload(now);
     batch.poison_output();
     ASSERT_EQ(cudaGraphLaunch(run, stream), cudaSuccess);

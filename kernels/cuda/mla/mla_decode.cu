@@ -1,4 +1,5 @@
-// MLA decode, the fast kernel: see mla_decode_plan.h for how work is cut, mla_decode_roles.cuh for what the warpgroups do.
+// MLA decode, the fast kernel: see mla_decode_plan.h for how work is cut, mla_decode_roles.cuh for what the warpgroups
+// do.
 #include <string>
 
 #include "../common/launch.cuh"
@@ -18,12 +19,18 @@ struct Registers<KvFormat::kBf16> {
 };
 template <>
 struct Registers<KvFormat::kFp8> {
-  static constexpr int kOutput = 160, kScore = 104, kLoad = 88;
+  static constexpr int kOutput = 160, kScore = 96, kLoad = 96;
 };
 
-/// Joins the split in acc to this thread's values in the block's folding slot (deterministic). Each thread has 64 pairs there.
-__device__ __forceinline__ void fold_piece(const DecodePiece& piece, float2* slot, float (&acc)[2][64], const float2 (&stats)[2],
-                                           DecodeFold (&state)[2]) {
+/// Column pair i (of 32) and row r (of 2) of a thread's output: columns 8 i + 2 (lane % 4) and + 1 of the half.
+__device__ __forceinline__ float2 pair_of(const float (&acc)[2][64], int i, int r) {
+  return {acc[i / 16][i % 16 * 4 + 2 * r], acc[i / 16][i % 16 * 4 + 2 * r + 1]};
+}
+
+/// Joins the split in acc to this thread's values in the block's folding slot (deterministic). Each thread has 64 pairs
+/// there.
+__device__ __forceinline__ void fold_piece(const DecodePiece& piece, float2* slot, float (&acc)[2][64],
+                                           const float2 (&stats)[2], DecodeFold (&state)[2]) {
   if (piece.first == 0) {
     for (int r = 0; r < 2; ++r) state[r] = {stats[r].x, stats[r].y};
   } else {
@@ -42,8 +49,8 @@ __device__ __forceinline__ void fold_piece(const DecodePiece& piece, float2* slo
 }
 
 /// Rows of the tile that are the group's: normalised to the output.
-__device__ __forceinline__ void write_output(const MlaDecode& p, const DecodePiece& piece, int tile, const float (&acc)[2][64],
-                                             const float (&sums)[2]) {
+__device__ __forceinline__ void write_output(const MlaDecode& p, const DecodePiece& piece, int tile,
+                                             const float (&acc)[2][64], const float (&sums)[2]) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, half = threadIdx.x / 128;
   const int rows = piece.group.rows * p.heads - tile * kDecodeTileRows;
 #pragma unroll
@@ -51,17 +58,21 @@ __device__ __forceinline__ void write_output(const MlaDecode& p, const DecodePie
     const int row = 16 * warp + lane / 4 + 8 * r;
     if (row >= rows) continue;
     const float inverse = __frcp_rn(sums[r]);
-    Bf16* to = p.out + (static_cast<int64_t>(piece.group.row_begin) * p.heads + tile * kDecodeTileRows + row) * kLatent + half * 256 + lane % 4 * 2;
+    Bf16* to = p.out +
+               (static_cast<int64_t>(piece.group.row_begin) * p.heads + tile * kDecodeTileRows + row) * kLatent +
+               half * 256 + lane % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 32; ++i) {
-      *reinterpret_cast<uint32_t*>(to + 8 * i) = pack_bf16(__fmul_rn(acc[i / 16][i % 16 * 4 + 2 * r], inverse), __fmul_rn(acc[i / 16][i % 16 * 4 + 2 * r + 1], inverse));
+      const float2 values = pair_of(acc, i, r);
+      *reinterpret_cast<uint32_t*>(to + 8 * i) = pack_bf16(__fmul_rn(values.x, inverse), __fmul_rn(values.y, inverse));
     }
   }
 }
 
 /// The same, not normalised, to the piece's slot.
-__device__ __forceinline__ void write_piece(const MlaDecode& p, const DecodePiece& piece, const DecodeShape& shape, const DecodeScratch& scratch,
-                                            int tile, const float (&acc)[2][64], const float2 (&stats)[2]) {
+__device__ __forceinline__ void write_piece(const MlaDecode& p, const DecodePiece& piece, const DecodeShape& shape,
+                                            const DecodeScratch& scratch, int tile, const float (&acc)[2][64],
+                                            const float2 (&stats)[2]) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, half = threadIdx.x / 128;
   const int rows = piece.group.rows * p.heads - tile * kDecodeTileRows;
 #pragma unroll
@@ -72,15 +83,15 @@ __device__ __forceinline__ void write_piece(const MlaDecode& p, const DecodePiec
     if (half == 0 && lane % 4 == 0) scratch.stats[at] = stats[r];
     float* to = scratch.output + at * kLatent + half * 256 + lane % 4 * 2;
 #pragma unroll
-    for (int i = 0; i < 32; ++i) *reinterpret_cast<float2*>(to + 8 * i) = {acc[i / 16][i % 16 * 4 + 2 * r], acc[i / 16][i % 16 * 4 + 2 * r + 1]};
+    for (int i = 0; i < 32; ++i) *reinterpret_cast<float2*>(to + 8 * i) = pair_of(acc, i, r);
   }
 }
 
 /// grid: (tiles, parts).
 template <KvFormat kFormat>
-__global__ void __launch_bounds__(kDecodeThreads, 1) mla_decode_kernel(const __grid_constant__ MlaDecode p, const __grid_constant__ CUtensorMap map,
-                                                                       const __grid_constant__ DecodeShape shape,
-                                                                       const __grid_constant__ DecodeScratch scratch) {
+__global__ void __launch_bounds__(kDecodeThreads, 1)
+    mla_decode_kernel(const __grid_constant__ MlaDecode p, const __grid_constant__ CUtensorMap map,
+                      const __grid_constant__ DecodeShape shape, const __grid_constant__ DecodeScratch scratch) {
   extern __shared__ __align__(1024) uint8_t raw_shared[];
   DecodeShared& shared = *reinterpret_cast<DecodeShared*>(raw_shared);
   const int tile = blockIdx.x, part = blockIdx.y;
@@ -106,7 +117,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) mla_decode_kernel(const __g
     shrink_registers<Limits::kLoad>();
     wait_for_previous();
     if constexpr (kFp8) {
-      for_each_piece(p, *scratch.schedule, shape, part, tile, [&](const DecodePiece& piece) { load_blocks_fp8(p, piece, shared, n); });
+      for_each_piece(p, *scratch.schedule, shape, part, tile,
+                     [&](const DecodePiece& piece) { load_blocks_fp8(p, piece, shared, n); });
     } else if (threadIdx.x / 32 % 4 == 0) {
       for_each_piece(p, *scratch.schedule, shape, part, tile,
                      [&](const DecodePiece& piece) { load_blocks_bf16(p, piece, &map, shared, n, shape.tiles > 1); });
@@ -161,15 +173,20 @@ Status mla_decode(const MlaDecode& p, const MlaWorkspace& ws, Stream stream) {
   if (p.num_groups == 0) return {};
   const DecodeShape shape = decode_shape(p.max_group_rows, p.heads, sm_count());
   if (ws.data == nullptr || reinterpret_cast<uintptr_t>(ws.data) % 256 != 0 || ws.bytes < decode_scratch_bytes(shape)) {
-    return {Code::kInternal, "mla_decode: workspace of " + std::to_string(ws.bytes) + " bytes, needs " + std::to_string(decode_scratch_bytes(shape)) +
-                                 " on 256 bytes"};
+    return {Code::kInternal, "mla_decode: workspace of " + std::to_string(ws.bytes) + " bytes, needs " +
+                                 std::to_string(decode_scratch_bytes(shape)) + " on 256 bytes"};
   }
   const bool fp8 = p.pages.format == KvFormat::kFp8;
   CUtensorMap map{};
   if (!fp8) {
-    DSV3_TRY(make_tensor_map({.data = p.pages.data, .type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, .element_bytes = 2,
-                              .rows = static_cast<uint64_t>(p.pages.num_blocks) * kCacheBlockTokens, .cols = kCacheRow,
-                              .row_bytes = kCacheRow * 2, .box_rows = kCacheBlockTokens, .box_cols = 64},
+    DSV3_TRY(make_tensor_map({.data = p.pages.data,
+                              .type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                              .element_bytes = 2,
+                              .rows = static_cast<uint64_t>(p.pages.num_blocks) * kCacheBlockTokens,
+                              .cols = kCacheRow,
+                              .row_bytes = kCacheRow * 2,
+                              .box_rows = kCacheBlockTokens,
+                              .box_cols = 64},
                              &map));
   }
   const auto kernel = fp8 ? mla_decode_kernel<KvFormat::kFp8> : mla_decode_kernel<KvFormat::kBf16>;

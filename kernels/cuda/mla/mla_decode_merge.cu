@@ -1,5 +1,6 @@
-// Joins the pieces of groups that several parts worked on. One block of 512 threads a row: 4 strands of pieces x 128 threads of 4
-// columns. Deterministic: one strand, piece after piece, with the arithmetic that the main kernel folds with.
+// Joins the pieces of groups that several parts worked on. Few pieces: a warp takes a row and joins one piece after the
+// other, with the arithmetic that the main kernel folds with. Many (a long sequence over the whole device): a block of
+// 512 threads takes a row, 4 strands of pieces x 128 threads of 4 columns.
 #include <algorithm>
 
 #include "../common/launch.cuh"
@@ -9,95 +10,138 @@
 namespace dsv3::cuda {
 namespace {
 
-constexpr int kColumnThreads = kLatent / 4, kStrands = 4, kThreads = kColumnThreads * kStrands;
+constexpr int kColumnThreads = kLatent / 4, kStrands = 4, kThreads = kColumnThreads * kStrands, kWarps = kThreads / 32;
+constexpr int kFewPieces = 8;  // all that deterministic splits can be
 static_assert(kThreads >= kMaxDecodeParts, "a thread loads one piece's maximum and sum");
 
-__global__ void __launch_bounds__(kThreads) mla_decode_merge_kernel(const __grid_constant__ MlaDecode p, DecodeShape shape,
-                                                                    DecodeScratch scratch) {
-  __shared__ float tops[kThreads], weights[kThreads];
+struct MergeRow {
+  const DecodeScratch& scratch;
+  const DecodeShape& shape;
+  DecodeMerge merge;
+  bool deterministic;
+  int tile, row;
+
+  __device__ int64_t at(int k) const {
+    const int slot =
+        deterministic ? merge.begin + k : 2 * (merge.begin + k) + (k == 0 ? 1 : 0);  // as for_each_piece() numbers them
+    return (static_cast<int64_t>(slot) * shape.tiles + tile) * kDecodeTileRows + row;
+  }
+  /// A part without a block left its slot alone.
+  __device__ bool exists(int k) const {
+    if (deterministic) return true;
+    const DecodeCut from = scratch.schedule->cut[merge.begin + k], to = scratch.schedule->cut[merge.begin + k + 1];
+    return from.group != to.group || from.block != to.block;
+  }
+  __device__ float2 stats(int k) const { return scratch.stats[at(k)]; }
+  __device__ float4 values(int k, int column) const {
+    return *reinterpret_cast<const float4*>(scratch.output + at(k) * kLatent + column);
+  }
+};
+
+__device__ __forceinline__ void store_row(Bf16* to, float4 out, float inverse) {
+  *reinterpret_cast<uint2*>(to) = {pack_bf16(__fmul_rn(out.x, inverse), __fmul_rn(out.y, inverse)),
+                                   pack_bf16(__fmul_rn(out.z, inverse), __fmul_rn(out.w, inverse))};
+}
+
+/// One warp, one row.
+__device__ __forceinline__ void merge_few(const MergeRow& pieces, Bf16* to) {
+  const int lane = threadIdx.x % 32;
+  const float2 first = pieces.stats(0);
+  DecodeFold state{first.x, first.y};
+  float4 out[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) out[j] = pieces.values(0, 4 * (lane + 32 * j));
+#pragma unroll 2
+  for (int k = 1; k < pieces.merge.count; ++k) {
+    if (!pieces.exists(k)) continue;
+    const float2 next = pieces.stats(k);
+    float4 values[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) values[j] = pieces.values(k, 4 * (lane + 32 * j));
+    float keep, add;
+    fold_row(state, {next.x, next.y}, keep, add);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      out[j] = {fold_value(out[j].x, values[j].x, keep, add), fold_value(out[j].y, values[j].y, keep, add),
+                fold_value(out[j].z, values[j].z, keep, add), fold_value(out[j].w, values[j].w, keep, add)};
+    }
+  }
+  const float inverse = __frcp_rn(state.sum);
+#pragma unroll
+  for (int j = 0; j < 4; ++j) store_row(to + 4 * (lane + 32 * j), out[j], inverse);
+}
+
+/// The whole block, one row.
+__device__ __forceinline__ void merge_many(const MergeRow& pieces, Bf16* to) {
+  __shared__ float tops[kThreads], weights[kThreads], sums[kThreads];
   __shared__ float4 strand_sums[kStrands - 1][kColumnThreads];
+  const int thread = threadIdx.x, column = thread % kColumnThreads, strand = thread / kColumnThreads,
+            lane = thread % 32;
+  const int count = pieces.merge.count;
+  float2 mine{-INFINITY, 0};
+  if (thread < count && pieces.exists(thread)) mine = pieces.stats(thread);
+  tops[thread] = mine.x;
+  __syncthreads();
+  float top = -INFINITY;
+  for (int k = lane; k < count; k += 32) top = fmaxf(top, tops[k]);
+  for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, step));
+  const float weight = exp2f(mine.x - top);  // some piece holds key 0, so top is finite
+  weights[thread] = weight;
+  sums[thread] = weight * mine.y;
+  __syncthreads();
+  float sum = 0;
+  for (int k = lane; k < count; k += 32) sum += sums[k];
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
+  float4 out{0, 0, 0, 0};
+#pragma unroll 8
+  for (int k = strand; k < count; k += kStrands) {
+    const float w = weights[k];
+    const float4 values =
+        w != 0.0f ? pieces.values(k, 4 * column) : float4{0, 0, 0, 0};  // what was not written is not read
+    out = {out.x + w * values.x, out.y + w * values.y, out.z + w * values.z, out.w + w * values.w};
+  }
+  if (strand > 0) strand_sums[strand - 1][column] = out;
+  __syncthreads();
+  if (strand == 0) {
+    for (int s = 0; s < kStrands - 1; ++s) {
+      const float4 other = strand_sums[s][column];
+      out = {out.x + other.x, out.y + other.y, out.z + other.z, out.w + other.w};
+    }
+    store_row(to + 4 * column, out, __frcp_rn(sum));
+  }
+  __syncthreads();  // the arrays serve the next row
+}
+
+__global__ void __launch_bounds__(kThreads)
+    mla_decode_merge_kernel(const __grid_constant__ MlaDecode p, const __grid_constant__ DecodeShape shape,
+                            const __grid_constant__ DecodeScratch scratch) {
   launch_dependents();
   wait_for_previous();
   const DecodeSchedule& schedule = *scratch.schedule;
-  const int thread = threadIdx.x, column = thread % kColumnThreads, strand = thread / kColumnThreads, lane = thread % 32;
-  const int group_queries = p.max_group_rows * p.heads, items = schedule.merges * group_queries;
-  for (int item = blockIdx.x; item < items; item += gridDim.x) {
-    const DecodeMerge merge = schedule.merge[item / group_queries];
+  const int group_queries = p.max_group_rows * p.heads, units = schedule.merges * group_queries;
+  // A unit is one row where a group has many pieces, else 16 rows; the units left over then are empty, and come last.
+  for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
+    const DecodeMerge merge = schedule.merge[unit % schedule.merges];
     const QueryGroup group = p.groups[merge.group];
-    const int query = item % group_queries;
-    if (query >= group.rows * p.heads) continue;  // the same for the whole block
-    const int tile = query / kDecodeTileRows, row = query % kDecodeTileRows;
-    const auto row_of_slot = [&](int slot) { return (static_cast<int64_t>(slot) * shape.tiles + tile) * kDecodeTileRows + row; };
-    const auto slot_of = [&](int k) {
-      if (p.deterministic) return merge.begin + k;
-      return 2 * (merge.begin + k) + (k == 0 ? 1 : 0);  // as for_each_piece() numbers them
-    };
-    const auto values_of = [&](int k) {
-      return *reinterpret_cast<const float4*>(scratch.output + row_of_slot(slot_of(k)) * kLatent + 4 * column);
-    };
-    float4 out;
-    float sum;
-    if (p.deterministic) {
-      if (strand > 0) continue;  // no barrier on this path
-      const float2 first = scratch.stats[row_of_slot(slot_of(0))];
-      DecodeFold state{first.x, first.y};
-      out = values_of(0);
-      for (int k = 1; k < merge.count; ++k) {
-        const float2 next = scratch.stats[row_of_slot(slot_of(k))];
-        const float4 values = values_of(k);
-        float keep, add;
-        fold_row(state, {next.x, next.y}, keep, add);
-        out = {fold_value(out.x, values.x, keep, add), fold_value(out.y, values.y, keep, add), fold_value(out.z, values.z, keep, add),
-               fold_value(out.w, values.w, keep, add)};
-      }
-      sum = state.sum;
+    const bool few = p.deterministic || merge.count <= kFewPieces;
+    const int query =
+        few ? unit / schedule.merges * kWarps + static_cast<int>(threadIdx.x) / 32 : unit / schedule.merges;
+    if (query >= group.rows * p.heads) continue;  // the same for the whole warp, or for the whole block
+    const MergeRow pieces{scratch, shape, merge, p.deterministic, query / kDecodeTileRows, query % kDecodeTileRows};
+    Bf16* to = p.out + (static_cast<int64_t>(group.row_begin) * p.heads + query) * kLatent;
+    if (few) {
+      merge_few(pieces, to);
     } else {
-      __syncthreads();  // the arrays still serve the item before
-      // Parts without a block left their slot alone: weight 0, not read.
-      float2 mine{-INFINITY, 0};
-      if (thread < merge.count) {
-        const DecodeCut from = schedule.cut[merge.begin + thread], to = schedule.cut[merge.begin + thread + 1];
-        if (from.group != to.group || from.block != to.block) mine = scratch.stats[row_of_slot(slot_of(thread))];
-      }
-      tops[thread] = mine.x;
-      __syncthreads();
-      float top = -INFINITY;
-      for (int k = lane; k < merge.count; k += 32) top = fmaxf(top, tops[k]);
-      for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, step));
-      const float weight = exp2f(mine.x - top);  // some piece holds key 0, so top is finite
-      weights[thread] = weight;
-      __syncthreads();
-      tops[thread] = weight * mine.y;
-      __syncthreads();
-      sum = 0;
-      for (int k = lane; k < merge.count; k += 32) sum += tops[k];
-      for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-      out = {0, 0, 0, 0};
-#pragma unroll 8
-      for (int k = strand; k < merge.count; k += kStrands) {
-        const float w = weights[k];
-        const float4 values = w != 0.0f ? values_of(k) : float4{0, 0, 0, 0};
-        out = {out.x + w * values.x, out.y + w * values.y, out.z + w * values.z, out.w + w * values.w};
-      }
-      if (strand > 0) strand_sums[strand - 1][column] = out;
-      __syncthreads();
-      if (strand > 0) continue;
-      for (int s = 0; s < kStrands - 1; ++s) {
-        const float4 other = strand_sums[s][column];
-        out = {out.x + other.x, out.y + other.y, out.z + other.z, out.w + other.w};
-      }
+      merge_many(pieces, to);
     }
-    const float inverse = __frcp_rn(sum);
-    const int64_t at = (static_cast<int64_t>(group.row_begin) * p.heads + query) * kLatent + 4 * column;
-    *reinterpret_cast<uint2*>(p.out + at) = {pack_bf16(__fmul_rn(out.x, inverse), __fmul_rn(out.y, inverse)),
-                                             pack_bf16(__fmul_rn(out.z, inverse), __fmul_rn(out.w, inverse))};
   }
 }
 
 }  // namespace
 
 Status mla_decode_merge(const MlaDecode& p, const DecodeShape& shape, const DecodeScratch& scratch, Stream stream) {
-  const int most_merges = p.deterministic ? std::min(p.num_groups, shape.slots() / 2) : std::min(p.num_groups, shape.parts - 1);
+  const int most_merges =
+      p.deterministic ? std::min(p.num_groups, shape.slots() / 2) : std::min(p.num_groups, shape.parts - 1);
   if (most_merges == 0) return {};
   const int blocks = std::min(most_merges * p.max_group_rows * p.heads, 4 * sm_count());
   return launch("mla_decode_merge", mla_decode_merge_kernel, {dim3(blocks), dim3(kThreads)}, stream, p, shape, scratch);

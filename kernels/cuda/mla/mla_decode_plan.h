@@ -1,15 +1,15 @@
 // How MLA decode is cut into work: shapes the host fixes, and the schedule that the device writes once a step.
 //
-// The rows x heads query vectors of a group are packed and cut into tiles of 64. A part is a contiguous range over the KV blocks
-// of all groups, one behind the other; parts have equal loads whatever the lengths. Block (tile, part) of the kernel walks its
-// part for its tile; the blocks of one part run beside each other and share KV through L2.
+// The rows x heads query vectors of a group are packed and cut into tiles of 64. A part is a contiguous range over the
+// KV blocks of all groups, one behind the other; parts have equal loads whatever the lengths. Block (tile, part) of the
+// kernel walks its part for its tile; the blocks of one part run beside each other and share KV through L2.
 //
-// A part that holds all blocks of a group writes the group's output; a piece of a group goes to a slot of the scratch memory
-// (float32, unnormalised, with the row's maximum and sum), and mla_decode_merge joins the pieces.
+// A part that holds all blocks of a group writes the group's output; a piece of a group goes to a slot of the scratch
+// memory (float32, unnormalised, with the row's maximum and sum), and mla_decode_merge joins the pieces.
 //
-// Deterministic: pieces are the splits of split_blocks() whoever walks them, and are joined one after the other. Where all
-// splits fit into the slots, each gets its own. Else (many long sequences) groups stay whole and their block joins the splits
-// as it goes ("fold"), with the same arithmetic.
+// Deterministic: pieces are the splits of split_blocks() whoever walks them, and are joined one after the other. Where
+// all splits fit into the slots, each gets its own. Else (many long sequences) groups stay whole and their block joins
+// the splits as it goes ("fold"), with the same arithmetic.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -50,13 +50,16 @@ struct DecodeSchedule {
 /// Scratch of MlaWorkspace, by address.
 struct DecodeScratch {
   DecodeSchedule* schedule = nullptr;
-  float2* stats = nullptr;   ///< [slots + parts][tiles][64]: maximum (of scale * log2 e * score), sum
-  float* output = nullptr;   ///< [slots + parts][tiles][64][512]
+  float2* stats = nullptr;  ///< [slots + parts][tiles][64]: maximum (of scale * log2 e * score), sum
+  float* output = nullptr;  ///< [slots + parts][tiles][64][512]
 };
 inline constexpr int64_t kDecodeScheduleBytes = (sizeof(DecodeSchedule) + 255) / 256 * 256;
-inline int64_t decode_tile_slots(const DecodeShape& shape) { return static_cast<int64_t>(shape.slots() + shape.parts) * shape.tiles; }
+inline int64_t decode_tile_slots(const DecodeShape& shape) {
+  return static_cast<int64_t>(shape.slots() + shape.parts) * shape.tiles;
+}
 inline int64_t decode_scratch_bytes(const DecodeShape& shape) {
-  return kDecodeScheduleBytes + decode_tile_slots(shape) * kDecodeTileRows * (static_cast<int64_t>(sizeof(float2)) + kLatent * 4);
+  return kDecodeScheduleBytes +
+         decode_tile_slots(shape) * kDecodeTileRows * (static_cast<int64_t>(sizeof(float2)) + kLatent * 4);
 }
 inline DecodeScratch decode_scratch(void* data, const DecodeShape& shape) {
   char* at = static_cast<char*>(data);

@@ -1,8 +1,9 @@
-// The decode kernel by roles (mla_decode.cu launches it). Four warpgroups of a block work on one tile of 64 packed query rows:
+// The decode kernel by roles (mla_decode.cu launches it). Four warpgroups of a block work on one tile of 64 packed
+// query rows:
 //
-//   output warpgroups 0, 1   O[64, 256 each] += P V: the left and right half of the latents; 128 float registers a thread
-//   score warpgroup          S = Q K^T (64 x 64 x 576), mask, online softmax, P to shared memory
-//   load warpgroup           KV blocks of 64 tokens into two stages (BF16: one thread and the copy engine; FP8: 128 threads dequantise)
+//   output warpgroups 0, 1   O[64, 256 each] += P V: the left and right half of the latents; 128 float registers a
+//   thread score warpgroup          S = Q K^T (64 x 64 x 576), mask, online softmax, P to shared memory load warpgroup
+//   KV blocks of 64 tokens into two stages (BF16: one thread and the copy engine; FP8: 128 threads dequantise)
 //
 // The score of block j + 1 runs while the outputs of block j do. Block j uses KV stage j % 2 and P buffer j % 2:
 //
@@ -11,7 +12,8 @@
 //   p_full[buffer]        scores (128 threads) -> outputs also covers `keep` and the row statistics
 //   p_empty[buffer]       outputs (8 warps) -> scores
 //
-// n counts blocks since the start of the kernel in every role, so the phase of a barrier's use is (n / 2) % 2 everywhere.
+// n counts blocks since the start of the kernel in every role, so the phase of a barrier's use is (n / 2) % 2
+// everywhere.
 #pragma once
 
 #include "../common/ptx.cuh"
@@ -28,20 +30,22 @@ struct DecodeShared {
   uint8_t q[kLatentBoxes][kBoxBytes];
   uint8_t kv[2][kBoxes][kBoxBytes];
   uint8_t p[2][kBoxBytes];
-  float keep[2][kDecodeTileRows];       ///< factor of O before the block is added
-  float2 stats[2][kDecodeTileRows];     ///< last block of a piece: maximum, sum
+  float keep[2][kDecodeTileRows];    ///< factor of O before the block is added
+  float2 stats[2][kDecodeTileRows];  ///< last block of a piece: maximum, sum
   uint64_t kv_full[2][kBoxes], kv_empty[2], p_full[2], p_empty[2];
 };
 static_assert(sizeof(DecodeShared) <= 232448, "shared memory of a block");
 
 /// Where 16 bytes (8 columns) of a row lie in a box.
-__device__ __forceinline__ uint32_t swizzled(int row, int chunk) { return static_cast<uint32_t>(row * 128 + ((chunk ^ (row & 7)) << 4)); }
+__device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
+  return static_cast<uint32_t>(row * 128 + ((chunk ^ (row & 7)) << 4));
+}
 
 // ---- loader ------------------------------------------------------------------------------------------------------
 
 /// BF16: one warp. Rows of a block are 64 neighbouring rows of the pages, so a box is one copy.
-__device__ __forceinline__ void load_blocks_bf16(const MlaDecode& p, const DecodePiece& piece, const CUtensorMap* map, DecodeShared& shared,
-                                                 uint32_t& n, bool shared_by_tiles) {
+__device__ __forceinline__ void load_blocks_bf16(const MlaDecode& p, const DecodePiece& piece, const CUtensorMap* map,
+                                                 DecodeShared& shared, uint32_t& n, bool shared_by_tiles) {
   const int32_t* table = p.block_tables + static_cast<int64_t>(piece.group.slot) * p.max_blocks;
   const int lane = threadIdx.x % 32;
   int32_t ids = 0;
@@ -73,55 +77,78 @@ __device__ __forceinline__ void dequantise(const uint4& raw, float scale, uint4&
   high = {pair(raw.z), pair(raw.z >> 16), pair(raw.w), pair(raw.w >> 16)};
 }
 
-/// FP8: 128 threads. A warp reads the 512 bytes of a row, 16 a lane; 32 rows are on their way at a time.
-__device__ __forceinline__ void load_blocks_fp8(const MlaDecode& p, const DecodePiece& piece, DecodeShared& shared, uint32_t& n) {
-  constexpr int kRowBytes = 656, kHalf = 32, kRows = kHalf / 4;  // rows of a thread in half a block
-  const int32_t* table = p.block_tables + static_cast<int64_t>(piece.group.slot) * p.max_blocks;
+/// A thread's share of 16 rows of FP8 latents on their way: rows warp, warp + 4, ... of the 16; 16 latents of each.
+struct Fp8Quarter {
+  uint4 raw[4];
+  float scale;  ///< lane 4 r + s (+ 16): of row r, latents 128 s ...
+};
+
+/// FP8: 128 threads. A warp reads the 512 bytes of a row, 16 a lane. Quarters of a block go through registers, three at
+/// a time on their way; the rotary part needs no arithmetic and is copied straight to its place.
+__device__ __forceinline__ void load_blocks_fp8(const MlaDecode& p, const DecodePiece& piece, DecodeShared& shared,
+                                                uint32_t& n) {
+  constexpr int kRowBytes = 656, kBuffers = 3;
+  const int32_t* table = p.block_tables + static_cast<int64_t>(piece.group.slot) * p.max_blocks + piece.first;
   const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
-  const int box = lane / 4, swap = box & 1;  // odd boxes store their halves in the other order: no bank conflict
-  for (int b = piece.first; b < piece.last; ++b, ++n) {
-    const uint8_t* rows = static_cast<const uint8_t*>(p.pages.data) + static_cast<int64_t>(table[b]) * kCacheBlockTokens * kRowBytes;
-    const uint32_t stage = n & 1, phase = (n >> 1) & 1;
-    for (int half = 0; half < 2; ++half) {
-      uint4 raw[kRows], rope[2];
-      float scale[kRows];
+  const int box = lane / 4, chunk = lane % 4 * 2,
+            swap = box & 1;  // odd boxes store their halves in the other order: no bank conflict
+  const int quarters = 4 * (piece.last - piece.first);
+  const auto block_data = [&](int block) {
+    return static_cast<const uint8_t*>(p.pages.data) +
+           static_cast<int64_t>(table[block]) * kCacheBlockTokens * kRowBytes;
+  };
+  Fp8Quarter buffers[kBuffers];
+  const auto load = [&](Fp8Quarter& to, int quarter) {
+    const uint8_t* rows = block_data(quarter / 4) + (quarter % 4 * 16 + warp) * kRowBytes;
 #pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        const uint8_t* row = rows + (half * kHalf + warp + 4 * i) * kRowBytes;
-        raw[i] = __ldcg(reinterpret_cast<const uint4*>(row) + lane);
-        scale[i] = __ldcg(reinterpret_cast<const float*>(row + kLatent) + lane / 8);
+    for (int i = 0; i < 4; ++i) to.raw[i] = __ldcg(reinterpret_cast<const uint4*>(rows + 4 * i * kRowBytes) + lane);
+    to.scale = __ldcg(reinterpret_cast<const float*>(rows + lane / 4 % 4 * 4 * kRowBytes + kLatent) + lane % 4);
+  };
+#pragma unroll
+  for (int i = 0; i < kBuffers; ++i) load(buffers[i], i);  // a block has four
+  for (int first = 0; first < quarters; first += kBuffers) {
+#pragma unroll
+    for (int i = 0; i < kBuffers; ++i) {
+      const int quarter = first + i;
+      if (quarter >= quarters) break;
+      const uint32_t stage = n & 1, phase = (n >> 1) & 1;
+      if (quarter % 4 == 0) {
+        barrier_wait(&shared.kv_empty[stage], phase ^ 1);
+        const uint8_t* rope = block_data(quarter / 4) + kLatent + 16;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {  // 64 rows x 8 chunks
+          const int row = 16 * j + thread / 8;
+          cp_async_16(shared.kv[stage][kLatentBoxes] + swizzled(row, thread % 8),
+                      rope + row * kRowBytes + thread % 8 * 16);
+        }
+        cp_async_commit();
       }
+      uint8_t* to = shared.kv[stage][box];
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {  // 32 rows x 8 chunks of the rotary part
-        const int row = half * kHalf + 16 * i + thread / 8;
-        rope[i] = __ldcg(reinterpret_cast<const uint4*>(rows + row * kRowBytes + kLatent + 16) + thread % 8);
-      }
-      if (half == 0) barrier_wait(&shared.kv_empty[stage], phase ^ 1);
-#pragma unroll
-      for (int i = 0; i < kRows; ++i) {
-        const int row = half * kHalf + warp + 4 * i, chunk = lane % 4 * 2;
+      for (int j = 0; j < 4; ++j) {
+        const int row = quarter % 4 * 16 + warp + 4 * j;
         uint4 low, high;
-        dequantise(raw[i], scale[i], low, high);
-        uint8_t* to = shared.kv[stage][box];
+        dequantise(buffers[i].raw[j], __shfl_sync(~0u, buffers[i].scale, 4 * j + lane / 8), low, high);
         *reinterpret_cast<uint4*>(to + swizzled(row, chunk + swap)) = swap ? high : low;
         *reinterpret_cast<uint4*>(to + swizzled(row, chunk + 1 - swap)) = swap ? low : high;
       }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int row = half * kHalf + 16 * i + thread / 8;
-        *reinterpret_cast<uint4*>(shared.kv[stage][kLatentBoxes] + swizzled(row, thread % 8)) = rope[i];
+      if (quarter + kBuffers < quarters) load(buffers[i], quarter + kBuffers);
+      if (quarter % 4 == 3) {
+        cp_async_wait<0>();
+        fence_async_proxy();
+        barrier_arrive(&shared.kv_full[stage][0]);
+        ++n;
       }
     }
-    fence_async_proxy();
-    barrier_arrive(&shared.kv_full[stage][0]);
   }
 }
 
 // ---- scores --------------------------------------------------------------------------------------------------------
 
-/// Rows of the tile: latent columns to shared memory, rotary ones as the A fragments of four k-steps. Rows past the group's are 0.
-__device__ __forceinline__ void load_queries(const MlaDecode& p, const QueryGroup& group, int tile, DecodeShared& shared,
-                                             uint32_t (&rope)[4][4]) {
+/// Rows of the tile: latent columns to shared memory, rotary ones as the A fragments of four k-steps. Rows past the
+/// group's are 0.
+__device__ __forceinline__ void load_queries(const MlaDecode& p, const QueryGroup& group, int tile,
+                                             DecodeShared& shared, uint32_t (&rope)[4][4]) {
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
   const int rows = group.rows * p.heads - tile * kDecodeTileRows;  // > 0; may be more than 64
   const Bf16* q = p.q + (static_cast<int64_t>(group.row_begin) * p.heads + tile * kDecodeTileRows) * kCacheRow;
@@ -143,8 +170,8 @@ __device__ __forceinline__ void load_queries(const MlaDecode& p, const QueryGrou
   cp_async_wait<0>();
 }
 
-/// V rows past the sequence's end may hold anything, and 0 * NaN is NaN. Other warps may still read these rows as K: their
-/// columns of S are masked whatever they hold.
+/// V rows past the sequence's end may hold anything, and 0 * NaN is NaN. Other warps may still read these rows as K:
+/// their columns of S are masked whatever they hold.
 __device__ __forceinline__ void zero_tail(DecodeShared& shared, uint32_t stage, int valid_rows) {
   for (int i = threadIdx.x % 128; i < (kCacheBlockTokens - valid_rows) * kLatentBoxes * 8; i += 128) {
     const int row = valid_rows + i / (kLatentBoxes * 8), box = i / 8 % kLatentBoxes, chunk = i % 8;
@@ -153,13 +180,11 @@ __device__ __forceinline__ void zero_tail(DecodeShared& shared, uint32_t stage, 
 }
 
 template <KvFormat kFormat>
-__device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePiece& piece, int tile, DecodeShared& shared,
-                                             const uint32_t (&rope)[4][4], uint32_t& n) {
+__device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePiece& piece, int tile,
+                                             DecodeShared& shared, const uint32_t (&rope)[4][4], uint32_t& n) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, quad = lane % 4;
-  const int rows[2] = {16 * warp + lane / 4, 16 * warp + lane / 4 + 8};
+  const int row0 = 16 * warp + lane / 4;  // the thread's rows: this one and row0 + 8
   const float scale = p.softmax_scale * 1.44269504f;
-  int limits[2];  // last key that the row sees
-  for (int r = 0; r < 2; ++r) limits[r] = piece.group.start + min((tile * kDecodeTileRows + rows[r]) / p.heads, piece.group.rows - 1);
   float top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
   const uint64_t q_base = wgmma_descriptor_128(shared_address(shared.q));
   for (int b = piece.first; b < piece.last; ++b, ++n) {
@@ -190,6 +215,11 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
 
     const int first_key = b * kCacheBlockTokens;
     if (first_key + kCacheBlockTokens - 1 > piece.group.start) {
+      int limits[2];  // last key that the row sees. Worked out here, once or twice a piece: registers are scarce
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        limits[r] = piece.group.start + min((tile * kDecodeTileRows + row0 + 8 * r) / p.heads, piece.group.rows - 1);
+      }
 #pragma unroll
       for (int i = 0; i < 32; ++i) {
         const int key = first_key + i / 4 * 8 + quad * 2 + i % 2;
@@ -224,8 +254,9 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
 #pragma unroll
     for (int t = 0; t < 4; ++t) {  // 16 columns: four 8 x 8 matrices, lanes give the addresses of their rows
       const int row = 16 * warp + lane / 8 % 2 * 8 + lane % 8;
-      stmatrix_x4(to + swizzled(row, 2 * t + lane / 16), pack_bf16(s[8 * t], s[8 * t + 1]), pack_bf16(s[8 * t + 2], s[8 * t + 3]),
-                  pack_bf16(s[8 * t + 4], s[8 * t + 5]), pack_bf16(s[8 * t + 6], s[8 * t + 7]));
+      stmatrix_x4(to + swizzled(row, 2 * t + lane / 16), pack_bf16(s[8 * t], s[8 * t + 1]),
+                  pack_bf16(s[8 * t + 2], s[8 * t + 3]), pack_bf16(s[8 * t + 4], s[8 * t + 5]),
+                  pack_bf16(s[8 * t + 6], s[8 * t + 7]));
     }
     const bool last = b + 1 == piece.last;
 #pragma unroll
@@ -236,8 +267,8 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
         whole += __shfl_xor_sync(~0u, whole, 2);
       }
       if (quad == 0) {
-        shared.keep[stage][rows[r]] = keep[r];
-        if (last) shared.stats[stage][rows[r]] = {top[r] * scale, whole};
+        shared.keep[stage][row0 + 8 * r] = keep[r];
+        if (last) shared.stats[stage][row0 + 8 * r] = {top[r] * scale, whole};
       }
     }
     fence_async_proxy();
@@ -245,12 +276,13 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
   }
 }
 
-// ---- outputs ---------------------------------------------------------------------------------------------------------
+// ---- outputs
+// ---------------------------------------------------------------------------------------------------------
 
 /// Adds the piece's blocks to acc (overwritten by the first). stats of the thread's two rows come with the last block.
 template <KvFormat kFormat>
-__device__ __forceinline__ void output_blocks(const DecodePiece& piece, int half, DecodeShared& shared, float (&acc)[2][64], float2 (&stats)[2],
-                                              uint32_t& n) {
+__device__ __forceinline__ void output_blocks(const DecodePiece& piece, int half, DecodeShared& shared,
+                                              float (&acc)[2][64], float2 (&stats)[2], uint32_t& n) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, row = 16 * warp + lane / 4;
   for (int b = piece.first; b < piece.last; ++b, ++n) {
     const uint32_t stage = n & 1, phase = (n >> 1) & 1;
@@ -276,7 +308,9 @@ __device__ __forceinline__ void output_blocks(const DecodePiece& piece, int half
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 4; ++k) {  // 16 tokens: 32 bytes of P's rows, 2048 bytes of V
-      for (int side = 0; side < 2; ++side) {
+#pragma unroll
+      for (int side = 0; side < 2;
+           ++side) {  // 128 columns each: one instruction of 256 needs more registers than ptxas grants here
         wgmma_bf16_bt<128>(acc[side], p_base + ((k * 32) >> 4), v_base + ((k * 2048 + side * 2 * kBoxBytes) >> 4),
                            b > piece.first || k > 0 ? 1 : 0);
       }

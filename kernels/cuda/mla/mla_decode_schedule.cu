@@ -13,8 +13,9 @@ constexpr int kThreads = kMaxDecodeGroups;
 constexpr int kGroupCost = 3;      // what a group costs beside its blocks (queries, output), in blocks
 constexpr int kSmallestPiece = 2;  // no cut closer to an end of a group, where parts are large
 
-__global__ void __launch_bounds__(kThreads) mla_decode_schedule_kernel(const QueryGroup* groups, int num_groups, bool deterministic,
-                                                                       DecodeShape shape, DecodeSchedule* out) {
+__global__ void __launch_bounds__(kThreads)
+    mla_decode_schedule_kernel(const QueryGroup* groups, int num_groups, bool deterministic, DecodeShape shape,
+                               DecodeSchedule* out) {
   __shared__ int32_t cost_end[kThreads], blocks_of[kThreads];
   __shared__ uint64_t warp_sums[32];
   __shared__ DecodeCut cut[kMaxDecodeParts + 1];
@@ -25,7 +26,8 @@ __global__ void __launch_bounds__(kThreads) mla_decode_schedule_kernel(const Que
   if (g == 0) merges = used_groups = 0;
   const int blocks = g < num_groups ? group_blocks(groups[g]) : 0;
   const int splits = blocks > 0 ? (blocks + split_blocks(blocks) - 1) / split_blocks(blocks) : 0;
-  const uint64_t mine = static_cast<uint64_t>(splits) << 32 | static_cast<uint32_t>(blocks > 0 ? blocks + kGroupCost : 0);
+  const uint64_t mine =
+      static_cast<uint64_t>(splits) << 32 | static_cast<uint32_t>(blocks > 0 ? blocks + kGroupCost : 0);
   uint64_t sum = mine;  // inclusive prefix sum of costs (low) and splits (high)
   for (int step = 1; step < 32; step *= 2) {
     const uint64_t other = __shfl_up_sync(~0u, sum, step);
@@ -110,7 +112,8 @@ __global__ void __launch_bounds__(kThreads) mla_decode_schedule_kernel(const Que
 int64_t mla_decode_workspace_bytes(int64_t, int64_t max_group_rows, int64_t heads) {
   // A smaller number of tiles can make more of parts * tiles: take the largest of all calls that are allowed.
   int64_t bytes = 0;
-  for (int64_t rows = 1; rows <= max_group_rows; ++rows) bytes = std::max(bytes, decode_scratch_bytes(decode_shape(rows, heads, sm_count())));
+  for (int64_t rows = 1; rows <= max_group_rows; ++rows)
+    bytes = std::max(bytes, decode_scratch_bytes(decode_shape(rows, heads, sm_count())));
   return bytes;
 }
 
@@ -122,8 +125,8 @@ Status mla_decode_schedule(const MlaDecode& p, const MlaWorkspace& ws, Stream st
     return {Code::kInternal, "mla_decode_schedule: workspace of " + std::to_string(ws.bytes) + " bytes, needs " +
                                  std::to_string(decode_scratch_bytes(shape))};
   }
-  return launch("mla_decode_schedule", mla_decode_schedule_kernel, {dim3(1), dim3(kThreads)}, stream, p.groups, p.num_groups, p.deterministic,
-                shape, decode_scratch(ws.data, shape).schedule);
+  return launch("mla_decode_schedule", mla_decode_schedule_kernel, {dim3(1), dim3(kThreads)}, stream, p.groups,
+                p.num_groups, p.deterministic, shape, decode_scratch(ws.data, shape).schedule);
 }
 
 }  // namespace dsv3::cuda

@@ -1,5 +1,5 @@
-// The readable rung of MLA decode (model.md 4.3): one block per query row and head walks the sequence in runs of 64 tokens with
-// the online softmax. All arithmetic in float32.
+// The readable rung of MLA decode (model.md 4.3): one block per query row and head walks the sequence in runs of 64
+// tokens with the online softmax. All arithmetic in float32.
 #include <algorithm>
 
 #include "../common/launch.cuh"
@@ -18,7 +18,8 @@ __device__ float cache_value(const uint8_t* row, int col) {
   if constexpr (kFormat == KvFormat::kBf16) {
     return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(row)[col]);
   } else {
-    if (col >= kLatent) return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(row + kLatent + 16)[col - kLatent]);
+    if (col >= kLatent)
+      return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(row + kLatent + 16)[col - kLatent]);
     const float scale = reinterpret_cast<const float*>(row + kLatent)[col / kQuantGroup];
     return static_cast<float>(reinterpret_cast<const __nv_fp8_e4m3*>(row)[col]) * scale;
   }
@@ -77,7 +78,8 @@ __global__ void __launch_bounds__(kThreads) simple_mla_decode_kernel(const __gri
 Status simple_mla_decode(const MlaDecode& p, Stream stream) {
   DSV3_TRY(check_mla_decode(p));
   if (p.num_groups == 0) return {};
-  const auto kernel = p.pages.format == KvFormat::kBf16 ? simple_mla_decode_kernel<KvFormat::kBf16> : simple_mla_decode_kernel<KvFormat::kFp8>;
+  const auto kernel = p.pages.format == KvFormat::kBf16 ? simple_mla_decode_kernel<KvFormat::kBf16>
+                                                        : simple_mla_decode_kernel<KvFormat::kFp8>;
   const dim3 grid(p.heads, p.max_group_rows, p.num_groups);
   return launch("simple_mla_decode", kernel, {grid, dim3(kThreads)}, stream, p);
 }

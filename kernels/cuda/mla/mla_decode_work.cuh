@@ -10,13 +10,13 @@ struct DecodePiece {
   int index;        ///< of the group
   int first, last;  ///< KV blocks [first, last) of `blocks`
   int blocks;
-  int slot;         ///< -1: the whole group, written to the output
+  int slot;  ///< -1: the whole group, written to the output
 };
 
 /// Calls work(piece) for the pieces of (part, tile).
 template <class Work>
-__device__ __forceinline__ void for_each_piece(const MlaDecode& p, const DecodeSchedule& schedule, const DecodeShape& shape, int part,
-                                               int tile, Work&& work) {
+__device__ __forceinline__ void for_each_piece(const MlaDecode& p, const DecodeSchedule& schedule,
+                                               const DecodeShape& shape, int part, int tile, Work&& work) {
   const DecodeCut begin = schedule.cut[part], end = schedule.cut[part + 1];
   const bool fold = p.deterministic && schedule.fold != 0;
   int first = begin.block;
@@ -33,7 +33,8 @@ __device__ __forceinline__ void for_each_piece(const MlaDecode& p, const DecodeS
       if (piece.first == 0 && piece.last == piece.blocks) {
         piece.slot = -1;
       } else if (!p.deterministic) {
-        piece.slot = 2 * part + (piece.first == 0 ? 1 : 0);  // a part holds at most two: one that goes on, one that was begun
+        piece.slot =
+            2 * part + (piece.first == 0 ? 1 : 0);  // a part holds at most two: one that goes on, one that was begun
       } else {
         piece.slot = fold ? shape.slots() + part : schedule.slot_begin[g] + piece.first / step;
       }
@@ -46,7 +47,8 @@ __device__ __forceinline__ void for_each_piece(const MlaDecode& p, const DecodeS
 struct DecodeFold {
   float top, sum;
 };
-/// Joins `next` to `state`; outputs become output * keep + next's * add. Both users of this must round alike: no contraction.
+/// Joins `next` to `state`; outputs become output * keep + next's * add. Both users of this must round alike: no
+/// contraction.
 __device__ __forceinline__ void fold_row(DecodeFold& state, const DecodeFold& next, float& keep, float& add) {
   const float top = fmaxf(state.top, next.top);
   keep = exp2f(__fsub_rn(state.top, top));
