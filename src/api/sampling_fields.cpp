@@ -106,6 +106,10 @@ std::vector<std::pair<int32_t, float>> read_logit_bias(FieldReader& reader, cons
   const Json* map = reader.object("logit_bias");
   if (map == nullptr) return out;
   const std::string path = reader.path_of("logit_bias");
+  if (map->size() > static_cast<size_t>(kMaxLogitBias)) {
+    reader.fail(invalid_value(path, "has " + std::to_string(map->size()) + " entries, allowed at most " + std::to_string(kMaxLogitBias)));
+    return out;
+  }
   out.reserve(map->size());
   for (const auto& [key, value] : map->get_ref<const Json::object_t&>()) {
     int32_t id = -1;

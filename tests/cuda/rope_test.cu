@@ -11,8 +11,8 @@ constexpr float kEps = 1e-6f;
 constexpr double kBf16Step = 1.0 / 256 + 1e-4;  // one rounding to BF16, relative to the larger of a pair
 
 std::vector<double> frequencies() {
-  std::vector<float> f;
-  for (int i = 0; i < 32; ++i) f.push_back(static_cast<float>(std::pow(10000.0, -i / 32.0)));
+  std::vector<double> f;
+  for (int i = 0; i < 32; ++i) f.push_back(std::pow(10000.0, -i / 32.0));
   return f;
 }
 

@@ -29,6 +29,9 @@ struct SamplingParams {
   bool greedy() const { return temperature < 1e-6f; }
 };
 
+/// Entries of logit_bias that a backend keeps for a slot; more are refused where a request is read.
+inline constexpr int kMaxLogitBias = 1024;
+
 struct TokenLogprob {
   int32_t id = 0;
   float logprob = 0.0f;

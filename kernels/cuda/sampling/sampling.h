@@ -13,9 +13,6 @@
 
 namespace dsv3::cuda {
 
-/// Entries of SamplingParams::logit_bias that a slot can hold; begin_step() refuses more (kUnsupported).
-inline constexpr int kMaxLogitBias = 1024;
-
 /// At most 7 drafts, 2^18 ids, 32 top logprobs, and 2 * max_slots + 64 segments a step. Vocab words (counts and marks of
 /// penalties, biases) take max_slots * vocab * 4 bytes. Memory of all slots, in device memory that the caller owns (slot_state_bytes(), zeroed by the caller).
 struct SlotLimits {
