@@ -84,7 +84,7 @@ class Run:
                 if self.left() < 5:
                     self.not_run.append(name)
                     continue
-                code, output, cases = self.process([name], min(self.args.suite_seconds, self.left()))
+                code, output, cases = self.process([name], min(self.args.suite_seconds / 3, self.left()))
                 self.judge([name], code, output, cases)
             self.not_run += names[self.args.singles:]
         else:
