@@ -223,6 +223,28 @@ void add_other_flags(FlagTable& t, ServerOptions& o) {
   t.on("json", "plan: print JSON", &o.plan_as_json);
 }
 
+FlagTable::Apply integers(std::vector<int32_t>* out, int64_t max) {
+  return [out, max](const std::string& flag, const Values& values) -> Status {
+    out->clear();
+    for (const std::string& value : values) {
+      DSV3_ASSIGN(const int64_t number, parse_integer(flag, value, 1, max));
+      out->push_back(static_cast<int32_t>(number));
+    }
+    return {};
+  };
+}
+
+void add_bench_flags(FlagTable& t, ServerOptions& o) {
+  t.group("bench-layer");
+  t.add("batches", "N...", "decode batch sizes; default 1 32 128", Arity::kMany, integers(&o.bench.batches, 1024));
+  t.add("prefills", "N...", "prompt lengths; default 128 1024 4096", Arity::kMany, integers(&o.bench.prefills, 65536));
+  t.integer("bench-context", "N", "cached tokens of each decoding sequence; default 2048", &o.bench.context, 1, 131072);
+  t.integer("slice-of-tp", "N", "measure what one of N tensor-parallel ranks computes; default 1", &o.bench.slice_of_tp, 1, 128);
+  t.integer("moe-layers", "N", "layers with experts of the truncated model; default 5", &o.bench.moe_layers, 2, 61);
+  t.text("out", "FILE", "append JSON lines", &o.bench.out);
+  t.text("bench-commit", "SHA", "named in them", &o.bench.commit);
+}
+
 void add_words_without_effect(FlagTable& t, ServerOptions& o) {
   auto* notes = &o.notes;
   t.group("Accepted, without effect (said once at start)");
@@ -274,6 +296,7 @@ void add_flags(FlagTable& table, ServerOptions& options, FlagValues& values) {
   add_server_flags(table, options, values);
   add_api_flags(table, options, values);
   add_other_flags(table, options);
+  add_bench_flags(table, options);
   add_words_without_effect(table, options);
   add_words_of_later(table);
 }

@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "bench_layer.h"
 #include "flag_table.h"
 #include "options.h"
 #include "plan_command.h"
@@ -40,6 +41,7 @@ dsv3::Status run(const std::vector<std::string>& args) {
     case dsv3::Command::kHelp: std::fputs(dsv3::help_text().c_str(), stdout); return {};
     case dsv3::Command::kVersion: std::puts(dsv3::version_text().c_str()); return {};
     case dsv3::Command::kPlan: return dsv3::run_plan(options);
+    case dsv3::Command::kBenchLayer: return dsv3::run_bench_layer(options);
     case dsv3::Command::kServe: return dsv3::serve(std::move(options));
   }
   return {};

@@ -52,7 +52,7 @@ Status settle_model_path(const FlagTable::Parsed& parsed, ServerOptions* o) {
     return flag_error("arguments", fmt::format("'{}' is one too many; the model's folder is the only one without a flag", printable(words[1])));
   }
   if (!words.empty()) {
-    if (words[0] == "plan" || words[0] == "version" || words[0] == "serve") {
+    if (words[0] == "plan" || words[0] == "version" || words[0] == "serve" || words[0] == "bench-layer") {
       return flag_error("arguments", fmt::format("the command goes first: dsv3-serve {} ...", words[0]));
     }
     if (!o->model_path.empty() && o->model_path != words[0]) {
@@ -66,7 +66,7 @@ Status settle_model_path(const FlagTable::Parsed& parsed, ServerOptions* o) {
   std::error_code error;
   const bool folder = std::filesystem::is_directory(o->model_path, error);
   const bool file = std::filesystem::is_regular_file(o->model_path, error);
-  if (!folder && !(file && o->command == Command::kPlan)) {
+  if (!folder && !(file && (o->command == Command::kPlan || o->command == Command::kBenchLayer))) {
     return flag_error("--model-path", fmt::format("'{}' is not a folder on this machine{}", printable(o->model_path),
                                                   o->command == Command::kPlan ? ", nor a config.json" : "; weights are not downloaded"));
   }
@@ -218,6 +218,7 @@ Result<ServerOptions> parse_options(const std::vector<std::string>& args) {
   }
   if (!rest.empty()) {
     if (rest[0] == "plan") options.command = Command::kPlan;
+    if (rest[0] == "bench-layer") options.command = Command::kBenchLayer;
     if (rest[0] == "version") options.command = Command::kVersion;
     if (rest[0] == "help") options.command = Command::kHelp;
     if (options.command != Command::kServe || rest[0] == "serve") rest.erase(rest.begin());
@@ -245,6 +246,7 @@ std::string help_text() {
   return "dsv3-serve: an OpenAI-compatible server for DeepSeek-V3 and its relatives\n\n"
          "  dsv3-serve [serve] MODEL [flags]   serve a model folder\n"
          "  dsv3-serve plan MODEL [flags]      memory per rank, from config.json alone\n"
+         "  dsv3-serve bench-layer MODEL [flags]  time a truncated model with random weights\n"
          "  dsv3-serve version\n\n"
          "'-' and '_' are the same in a flag. Every flag can stand in a config file: tp = 8\n" +
          table.help();

@@ -15,7 +15,17 @@
 
 namespace dsv3 {
 
-enum class Command { kServe, kPlan, kVersion, kHelp };
+enum class Command { kServe, kPlan, kBenchLayer, kVersion, kHelp };
+
+/// What `bench-layer` measures.
+struct BenchLayerOptions {
+  std::vector<int32_t> batches = {1, 32, 128};       ///< decode
+  std::vector<int32_t> prefills = {128, 1024, 4096};
+  int32_t context = 2048;      ///< cached tokens of each sequence while decoding
+  int32_t slice_of_tp = 1;     ///< > 1: what one rank of so many computes
+  int32_t moe_layers = 5;      ///< of the truncated model
+  std::string out, commit;     ///< JSON lines, and the commit that they name
+};
 
 struct ServerOptions {
   Command command = Command::kServe;
@@ -48,6 +58,7 @@ struct ServerOptions {
   int32_t max_running_requests = 0;
   bool chunk_given = false;         ///< --chunked-prefill-size was; else the device decides
   bool plan_as_json = false;
+  BenchLayerOptions bench;
 
   // The parts' own settings, with their own defaults
   EngineConfig engine;

@@ -12,6 +12,7 @@
 #include "dsv3/model/model_executor.h"
 #include "dsv3/weights/load_meter.h"
 #include "dsv3/weights/weight_source.h"
+#include "executor_options.h"
 #include "plan_command.h"
 #include "signals.h"
 
@@ -47,42 +48,6 @@ Result<std::shared_ptr<const WeightSource>> open_weights(const ServerOptions& op
     return Status(Code::kInvalidArgument, "--speculative-algorithm: this checkpoint holds no MTP module; use none", "--speculative-algorithm");
   }
   return weights;
-}
-
-/// Decode batch sizes worth a graph: small ones one by one, large ones in steps that waste little.
-std::vector<int32_t> graph_batches(const ServerOptions& options) {
-  const int32_t most = options.cuda_graph_max_batch > 0 ? std::min(options.cuda_graph_max_batch, options.max_running_requests)
-                                                        : options.max_running_requests;
-  std::vector<int32_t> sizes = options.cuda_graph_batches;
-  if (sizes.empty()) {
-    for (int32_t size = 1; size < most; size += size < 4 ? 1 : size < 16 ? 4 : size < 64 ? 8 : size < 128 ? 16 : 32) sizes.push_back(size);
-    sizes.push_back(most);
-  }
-  std::erase_if(sizes, [&](int32_t size) { return size > most; });
-  return sizes;
-}
-
-ExecutorOptions executor_options(const ServerOptions& options, const MemoryPlan& plan, int32_t known_vocab) {
-  ExecutorOptions out;
-  out.tp = options.layout.tp;
-  out.num_threads = options.cpu_threads > 0 ? options.cpu_threads : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  out.w8a8 = *options.fp8_w8a8;
-  if (options.backend == Backend::kCudaSm90) {
-    CudaOpsOptions& cuda = out.cuda.emplace();
-    cuda.memory = {.weight_bytes = plan.weight_bytes, .cache_bytes = plan.cache_bytes, .step_bytes = plan.step_bytes};
-    cuda.fp8_cache = options.kv_dtype == KvDType::kFp8;
-    cuda.deterministic = options.deterministic;
-    cuda.loader_threads = static_cast<int>(std::clamp(std::thread::hardware_concurrency(), 1u, 16u));
-    if (options.cuda_graphs) cuda.graph_batches = graph_batches(options);
-  }
-  out.max_slots = options.max_running_requests;
-  out.num_blocks = static_cast<int32_t>(plan.num_blocks);
-  out.block_tokens = static_cast<int32_t>(kBlockTokens);
-  out.max_context_tokens = static_cast<int32_t>(options.context_tokens);
-  out.max_step_tokens = static_cast<int32_t>(plan.step_tokens);
-  out.num_drafts = options.engine.num_drafts;
-  out.known_vocab = known_vocab;
-  return out;
 }
 
 /// Sleeps until a signal comes or the device is lost.
@@ -130,7 +95,7 @@ Status serve(ServerOptions options) {
   DSV3_ASSIGN(const auto chat_template, ChatTemplate::load(options.tokenizer_path, options.chat_template, *tokenizer, &template_name));
   DSV3_ASSIGN(options.api.generation_defaults, load_generation_defaults(options.model_path));
   DSV3_ASSIGN(auto weights, open_weights(options, config));
-  DSV3_ASSIGN(auto executor, make_model_executor(config, weights, executor_options(options, plan, tokenizer->vocab_size())));
+  DSV3_ASSIGN(auto executor, make_model_executor(config, weights, make_executor_options(options, plan, tokenizer->vocab_size())));
   weights.reset();  // every rank has its slices; the files need not stay mapped
 
   const std::string& name = options.api.served_model_name.empty() ? options.model_path : options.api.served_model_name;

@@ -140,7 +140,7 @@ TEST(Options, EveryAliasMeansTheSame) {
       {"--page-size --block-size --cache-block-seq-len --tokens_per_block", "64", 0, [](auto&) { return 0; }},
       {"--cpu-threads", "3", 3, [](auto& o) { return o.cpu_threads; }},
       {"--max-queued-tokens", "1000", 1000, [](auto& o) { return o.engine.max_queued_tokens; }},
-      {"--fp8-mode", "w8a8", 1, [](auto& o) { return o.fp8_w8a8; }},
+      {"--fp8-mode", "w8a8", 1, [](auto& o) { return o.fp8_w8a8.value_or(false); }},
       {"--load-format", "dummy", 1, [](auto& o) { return o.dummy_weights; }},
       {"--watchdog-timeout", "60", 60000000, [](auto& o) { return o.engine.step_timeout_us; }},
       {"--lookahead", "1", 1, [](auto& o) { return o.engine.lookahead; }},
