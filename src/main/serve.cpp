@@ -35,10 +35,12 @@ Result<MemoryPlan> plan_start(ServerOptions& options, const ModelConfig& config)
   return plan;
 }
 
-Result<std::shared_ptr<const WeightSource>> open_weights(const ServerOptions& options, const ModelConfig& config) {
+/// `meter` reports while weights are read; null for dummy ones.
+Result<std::shared_ptr<const WeightSource>> open_weights(const ServerOptions& options, const ModelConfig& config,
+                                                         std::shared_ptr<LoadMeter>* meter_out) {
   if (options.dummy_weights) return make_dummy_weights(config, options.random_seed.value_or(0));
   constexpr int64_t kReportMs = 5000;
-  const auto meter = std::make_shared<LoadMeter>(0, kReportMs, [](const LoadProgress& progress) {
+  const auto meter = *meter_out = std::make_shared<LoadMeter>(0, kReportMs, [](const LoadProgress& progress) {
     log_event(LogLevel::kInfo, "load", {{"bytes", progress.bytes_done}, {"of_bytes", progress.bytes_total},
                                         {"bytes_per_second", progress.bytes_per_second}, {"eta_seconds", progress.eta_seconds}});
   });
@@ -94,8 +96,10 @@ Status serve(ServerOptions options) {
   std::string template_name;
   DSV3_ASSIGN(const auto chat_template, ChatTemplate::load(options.tokenizer_path, options.chat_template, *tokenizer, &template_name));
   DSV3_ASSIGN(options.api.generation_defaults, load_generation_defaults(options.model_path));
-  DSV3_ASSIGN(auto weights, open_weights(options, config));
+  std::shared_ptr<LoadMeter> meter;
+  DSV3_ASSIGN(auto weights, open_weights(options, config, &meter));
   DSV3_ASSIGN(auto executor, make_model_executor(config, weights, make_executor_options(options, plan, tokenizer->vocab_size())));
+  if (meter) meter->finish();
   weights.reset();  // every rank has its slices; the files need not stay mapped
 
   const std::string& name = options.api.served_model_name.empty() ? options.model_path : options.api.served_model_name;
