@@ -265,6 +265,12 @@ Result<MemoryRequest> settle(ServerOptions& o, const ModelConfig& config, int64_
     return flag_error("--speculative-algorithm", "needs an MTP module, and this model has none; use none");
   }
   const bool cpu = o.backend == Backend::kCpu;
+  if (!cpu && o.max_running_requests > kMaxCudaSlots) {
+    return flag_error("--max-running-requests", fmt::format("is {}, allowed 1 to {} on a GPU", o.max_running_requests, kMaxCudaSlots));
+  }
+  if (!cpu && o.engine.num_drafts > kMaxCudaDrafts) {
+    return flag_error("--speculative-num-steps", fmt::format("is {}, allowed 0 to {} on GPUs", o.engine.num_drafts, kMaxCudaDrafts));
+  }
   if (o.max_running_requests == 0) o.max_running_requests = cpu ? 64 : 256;
   if (!o.fp8_w8a8) o.fp8_w8a8 = !cpu;
   if (!cpu && !o.chunk_given) o.engine.chunked_prefill_tokens = 8192;

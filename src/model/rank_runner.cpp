@@ -8,7 +8,7 @@
 namespace dsv3 {
 
 Status RankRunner::warm_up_prompts() {
-  const int32_t most = std::min(limits_.max_step_tokens - limits_.max_slots * (1 + limits_.num_drafts), limits_.max_context_tokens - 16);
+  const int32_t most = std::min(limits_.max_step_tokens, limits_.max_context_tokens - 16);
   int32_t kind = 0;
   for (int32_t count = 1; count <= most; count = count == most ? most + 1 : std::min(2 * count, most), ++kind) {
     const int32_t blocks = (count + 1 + limits_.num_drafts) / limits_.block_tokens + 1;
@@ -35,6 +35,42 @@ Status RankRunner::warm_up_prompts() {
     DSV3_TRY(finish().status());
     next_step_ = 0;
   }
+  return warm_up_mixed();
+}
+
+/// A prompt beside a decode, and a context of several chunks.
+Status RankRunner::warm_up_mixed() {
+  const int32_t blocks_each = std::min(limits_.num_blocks, limits_.max_context_tokens / limits_.block_tokens) / 2;
+  const int32_t length = std::min(blocks_each * limits_.block_tokens - 16, 16384);
+  if (limits_.max_slots < 2 || length < 32) return {};
+  uint64_t step = 0;
+  const auto do_step = [&](StepPlan plan) -> Status {
+    plan.step = step++;
+    plan.hash = plan_hash(plan);
+    DSV3_TRY(launch(plan));
+    return finish().status();
+  };
+  StepPlan first;
+  for (int32_t slot = 0; slot < 2; ++slot) {
+    const int32_t prompt = slot == 0 ? 16 : length;
+    first.begun.push_back({.slot = slot, .tokens = std::vector<int32_t>(static_cast<size_t>(prompt), 0), .prompt_tokens = prompt});
+    BlockGrant grant{.slot = slot};
+    for (int32_t b = 0; b < blocks_each; ++b) grant.blocks.push_back(slot * blocks_each + b);
+    first.grants.push_back(std::move(grant));
+  }
+  first.prefills.push_back({.slot = 0, .start = 0, .count = 16});
+  DSV3_TRY(do_step(std::move(first)));
+  const int32_t chunk = std::max(limits_.max_step_tokens - limits_.max_slots * (1 + limits_.num_drafts), 16);
+  for (int32_t start = 0; start < length; start += chunk) {
+    StepPlan plan;
+    plan.prefills.push_back({.slot = 1, .start = start, .count = std::min(chunk, length - start)});
+    if (start == 0) plan.decodes.push_back({.slot = 0, .max_drafts = limits_.num_drafts});
+    DSV3_TRY(do_step(std::move(plan)));
+  }
+  StepPlan both{.decodes = {{.slot = 0, .max_drafts = limits_.num_drafts}, {.slot = 1, .max_drafts = limits_.num_drafts}}};
+  DSV3_TRY(do_step(std::move(both)));
+  DSV3_TRY(do_step(StepPlan{.ended = {0, 1}}));
+  next_step_ = 0;
   last_end_us_ = 0;
   return {};
 }

@@ -48,6 +48,7 @@ class RankRunner {
   };
 
   Status warm_up_prompts();
+  Status warm_up_mixed();
   void update_slots(const StepPlan& plan);
   /// All that a step computes: forward passes, sampling, drafts.
   void execute(const StepPlan& plan, const Batch& batch, StepResult* result);

@@ -60,7 +60,7 @@ using Key = std::array<int64_t, 16>;
 Key key_of(const Problem& p) {
   return {static_cast<int64_t>(p.kind),
           p.w_by_k,
-          p.m,
+          blas_bucket(p.m),
           p.n,
           p.k,
           p.heads,
@@ -212,11 +212,17 @@ class LtBlas final : public Blas {
     const Key key = key_of(p);
     auto found = plans_.find(key);
     if (found == plans_.end()) {
-      DSV3_ASSIGN(Plan plan, make_plan(p));
+      Problem largest = p;
+      largest.m = blas_bucket(p.m);
+      DSV3_ASSIGN(Plan plan, make_plan(largest));
       found = plans_.emplace(key, std::move(plan)).first;
     }
     const Plan& plan = found->second;
     DSV3_TRY(plan.unsupported);
+    const auto columns = static_cast<uint64_t>(p.m);
+    for (const auto* layout : {&plan.b, &plan.d}) {
+      DSV3_TRY(blas_status(cublasLtMatrixLayoutSetAttribute(layout->get(), CUBLASLT_MATRIX_LAYOUT_COLS, &columns, sizeof(columns)), "columns"));
+    }
     if (p.kind == Kind::kFp8) DSV3_TRY(set_scales(plan.operation.get(), p));
     const float one = 1.0f, zero = 0.0f;
     return blas_status(cublasLtMatmul(handle_.get(), plan.operation.get(), &one, p.w, plan.a.get(), p.x, plan.b.get(), &zero, p.y,
@@ -281,6 +287,13 @@ class LtBlas final : public Blas {
 };
 
 }  // namespace
+
+int64_t blas_bucket(int64_t rows) {
+  constexpr int64_t kLargest = 4096;  // from here on the same kernel serves
+  int64_t bucket = 1;
+  while (bucket < rows && bucket < kLargest) bucket *= 2;
+  return std::max(bucket, std::min(rows, kLargest));
+}
 
 Result<std::unique_ptr<Blas>> Blas::create(void* workspace) {
   if (workspace == nullptr || reinterpret_cast<uintptr_t>(workspace) % 256 != 0) {

@@ -9,8 +9,11 @@
 
 namespace dsv3::cuda {
 
-/// One handle with a workspace of its own memory (given, never allocated here). Plans are cached by shape; a shape seen for
-/// the first time asks cuBLASLt's heuristic on the host (no device work), so graphs can be captured at any time.
+/// One handle with a workspace of its own memory (given, never allocated here). The kernel of a product is chosen for its number
+/// of rows rounded up to a power of two (blas_bucket()): a server that has run one size of each bucket has loaded every
+/// kernel that it will use, and keeps a bounded number of plans.
+int64_t blas_bucket(int64_t rows);
+
 class Blas {
  public:
   static constexpr int64_t kWorkspaceBytes = 32 << 20;

@@ -18,6 +18,9 @@ struct CudaDevice {
   bool supported() const { return major == 9 && minor == 0; }  ///< kernels are compiled for sm_90a
 };
 
+inline constexpr int32_t kMaxCudaSlots = 1024;  ///< sequences at once: decode attention schedules so many in one block
+inline constexpr int32_t kMaxCudaDrafts = 3;    ///< rows of a sequence in decode attention, less one
+
 /// False in a build without CUDA.
 bool built_with_cuda();
 /// The machine's GPUs; empty without a driver, a GPU, or CUDA in the build. Creates no context on any of them.
