@@ -87,8 +87,8 @@ class CpuOps final : public Ops {
     return KvProjectionPtr(std::make_unique<CpuKvProjection>(data.data(), shape));
   }
 
-  Result<ExpertsPtr> load_experts(std::span<const std::unique_ptr<MatrixReader>> gate_up,
-                                  std::span<const std::unique_ptr<MatrixReader>> down, int64_t) override {
+  Result<ExpertsPtr> load_experts(const ExpertReaders& readers) override {
+    const auto &gate_up = readers.gate_up, &down = readers.down;
     auto experts = std::make_unique<CpuExperts>();
     for (size_t e = 0; e < gate_up.size(); ++e) {
       DSV3_ASSIGN(const auto gate_up_data, read_all(*gate_up[e]));
@@ -139,7 +139,9 @@ class CpuOps final : public Ops {
 
   void add_rms_norm(int64_t rows, Tensor residual, Tensor delta, const Tensor& gain, float eps, Tensor out,
                     Tensor quantised) override {
-    if (delta.data != nullptr) add(rows, residual, delta);
+    if (delta.data != nullptr) {
+      for_rows(rows, [&](int64_t r) { simd().axpy(1.0f, delta.f32(r), residual.f32(r), residual.cols); });
+    }
     rms_norm(rows, residual, gain, eps, out, quantised);
   }
 
@@ -214,8 +216,11 @@ class CpuOps final : public Ops {
   }
 
   void experts(int64_t rows, const Tensor& x, const Tensor& x_fp8, const Experts& experts, const Tensor& ids,
-               const Tensor& weights, Tensor out) override {
+               const Tensor& weights, bool accumulate, Tensor out) override {
     const auto& mine = static_cast<const CpuExperts&>(experts);
+    if (!accumulate) {
+      for (int64_t r = 0; r < rows; ++r) std::memset(out.f32(r), 0, static_cast<size_t>(out.cols) * sizeof(float));
+    }
     run_experts(pool_, rows, mine.rounded_inputs ? x_fp8 : x, mine, ids, weights, out, experts_scratch_);
   }
 
@@ -229,13 +234,6 @@ class CpuOps final : public Ops {
   void gather_logit_rows(const Batch& batch, const Tensor& x, Tensor out) override { gather_rows(x, batch.logit_rows, out); }
   void gather_source_rows(const Batch& batch, const Tensor& x, Tensor out) override { gather_rows(x, batch.source_rows, out); }
 
-  void zero(int64_t rows, Tensor x) override {
-    for (int64_t r = 0; r < rows; ++r) std::memset(x.f32(r), 0, static_cast<size_t>(x.cols) * sizeof(float));
-  }
-
-  void add(int64_t rows, Tensor a, const Tensor& b) override {
-    for_rows(rows, [&](int64_t r) { simd().axpy(1.0f, b.f32(r), a.f32(r), a.cols); });
-  }
 
   void sample(const Batch& batch, const Tensor& logits) override;
   Result<std::vector<SegmentResult>> collect() override {

@@ -201,7 +201,7 @@ void CudaOps::route(int64_t rows, const GateShape& gate, const Tensor& logits, c
 }
 
 void CudaOps::experts(int64_t rows, const Tensor& x, const Tensor& x_fp8, const Experts& experts, const Tensor& ids, const Tensor& weights,
-                      Tensor out) {
+                      bool accumulate, Tensor out) {
   const auto& mine = static_cast<const CudaExperts&>(experts);
   const ExpertBuffers& b = experts_;
   const int64_t top_k = ids.cols;
@@ -223,7 +223,7 @@ void CudaOps::experts(int64_t rows, const Tensor& x, const Tensor& x_fp8, const 
     note(silu_mul_permuted(b.gate_up, order, b.middle_bf16, stream_));
     note(simple_bf16_grouped_gemm(b.middle_bf16, mine.bf16_down, tiles, b.output, stream_));
   }
-  note(combine_experts(rows, top_k, b.output, order, weights.f32(), true, bf16(out, rows), stream_));
+  note(combine_experts(rows, top_k, b.output, order, weights.f32(), accumulate, bf16(out, rows), stream_));
 }
 
 // ---- copies --------------------------------------------------------------------------------------------------------------
@@ -240,9 +240,5 @@ void CudaOps::gather_logit_rows(const Batch& batch, const Tensor& x, Tensor out)
 void CudaOps::gather_source_rows(const Batch& batch, const Tensor& x, Tensor out) {
   note(cuda::gather_rows(bf16(x, x.rows), pass_->device->source_rows, bf16(out, batch.rows), stream_));
 }
-
-void CudaOps::zero(int64_t rows, Tensor x) { note(zero_rows(bf16(x, rows), stream_)); }
-
-void CudaOps::add(int64_t rows, Tensor a, const Tensor& b) { note(add_rows(bf16(a, rows), bf16(b, rows), stream_)); }
 
 }  // namespace dsv3::cuda

@@ -60,8 +60,7 @@ class CudaOps final : public Ops {
   Result<Tensor> load_table(const MatrixReader& reader) override;
   Result<LinearPtr> load_linear(const MatrixReader& reader) override;
   Result<KvProjectionPtr> load_kv_projection(const MatrixReader& reader, const AttentionShape& shape) override;
-  Result<ExpertsPtr> load_experts(std::span<const std::unique_ptr<MatrixReader>> gate_up,
-                                  std::span<const std::unique_ptr<MatrixReader>> down, int64_t top_k) override;
+  Result<ExpertsPtr> load_experts(const ExpertReaders& readers) override;
   Status finish_loading() override;
   bool wants_warm_up() const override { return true; }
   Status set_ready() override;
@@ -90,12 +89,10 @@ class CudaOps final : public Ops {
                  Tensor out) override;
   void route(int64_t rows, const GateShape& gate, const Tensor& logits, const Tensor& bias, Tensor ids, Tensor weights) override;
   void experts(int64_t rows, const Tensor& x, const Tensor& x_fp8, const Experts& experts, const Tensor& ids, const Tensor& weights,
-               Tensor out) override;
+               bool accumulate, Tensor out) override;
   void gather_rows(const Tensor& x, std::span<const int32_t> rows_wanted, Tensor out) override;
   void gather_logit_rows(const Batch& batch, const Tensor& x, Tensor out) override;
   void gather_source_rows(const Batch& batch, const Tensor& x, Tensor out) override;
-  void zero(int64_t rows, Tensor x) override;
-  void add(int64_t rows, Tensor a, const Tensor& b) override;
 
   void sample(const Batch& batch, const Tensor& logits) override;
   Result<std::vector<SegmentResult>> collect() override;
@@ -138,8 +135,8 @@ class CudaOps final : public Ops {
   template <class T>
   T* take(Arena::Part part, std::string_view name, int64_t count);
   Fp8Rows quantised_rows(const Tensor& x, int64_t rows) const;
-  Result<Fp8Weight> load_fp8(std::span<const std::unique_ptr<MatrixReader>> readers);
-  Result<Bf16Weight> load_bf16(std::span<const std::unique_ptr<MatrixReader>> readers);
+  Result<Fp8Weight> load_fp8(std::span<const MatrixReader* const> readers);
+  Result<Bf16Weight> load_bf16(std::span<const MatrixReader* const> readers);
   Status alloc_attention(const AttentionShape& shape);
   Status alloc_experts(const CudaExperts& experts, int64_t top_k);
   KvPages pages(int64_t cache_layer) const;

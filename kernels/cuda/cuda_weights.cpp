@@ -18,7 +18,7 @@ bool stays_fp8(const MatrixReader& reader, bool w8a8) {
 
 }  // namespace
 
-Result<Fp8Weight> CudaOps::load_fp8(std::span<const std::unique_ptr<MatrixReader>> readers) {
+Result<Fp8Weight> CudaOps::load_fp8(std::span<const MatrixReader* const> readers) {
   const int64_t n = readers[0]->rows(), k = readers[0]->cols(), count = static_cast<int64_t>(readers.size());
   DSV3_ASSIGN(void* const data, arena_->take(Arena::Part::kWeights, "weight", count * n * k));
   const int64_t grid = blocks(n) * blocks(k);
@@ -29,7 +29,7 @@ Result<Fp8Weight> CudaOps::load_fp8(std::span<const std::unique_ptr<MatrixReader
   return Fp8Weight{static_cast<uint8_t*>(data), static_cast<float*>(scales), n, k, count};
 }
 
-Result<Bf16Weight> CudaOps::load_bf16(std::span<const std::unique_ptr<MatrixReader>> readers) {
+Result<Bf16Weight> CudaOps::load_bf16(std::span<const MatrixReader* const> readers) {
   const int64_t n = readers[0]->rows(), k = readers[0]->cols(), count = static_cast<int64_t>(readers.size());
   DSV3_ASSIGN(void* const data, arena_->take(Arena::Part::kWeights, "weight", count * n * k * 2));
   for (int64_t i = 0; i < count; ++i) {
@@ -45,7 +45,7 @@ Result<Tensor> CudaOps::load_vector(const MatrixReader& reader) {
 }
 
 Result<Tensor> CudaOps::load_table(const MatrixReader& reader) {
-  const std::unique_ptr<MatrixReader> readers[] = {reader.clone()};
+  const MatrixReader* const readers[] = {&reader};
   DSV3_ASSIGN(const Bf16Weight table, load_bf16(readers));
   return Tensor{const_cast<Bf16*>(table.data), DType::kBF16, table.n, table.k, table.k};
 }
@@ -55,7 +55,7 @@ Result<LinearPtr> CudaOps::load_linear(const MatrixReader& reader) {
   linear->in = reader.cols();
   linear->out = reader.rows();
   linear->fp8 = stays_fp8(reader, options_.w8a8);
-  const std::unique_ptr<MatrixReader> readers[] = {reader.clone()};
+  const MatrixReader* const readers[] = {&reader};
   if (linear->fp8) {
     DSV3_ASSIGN(linear->fp8_weight, load_fp8(readers));
   } else {
@@ -73,18 +73,25 @@ Result<KvProjectionPtr> CudaOps::load_kv_projection(const MatrixReader& reader, 
   if (shape.heads > 128) return Status(Code::kUnsupported, "the CUDA backend has attention for at most 128 heads a rank");
   DSV3_TRY(alloc_attention(shape));
   auto projection = std::make_unique<CudaKvProjection>();
-  const std::unique_ptr<MatrixReader> readers[] = {reader.clone()};
+  const MatrixReader* const readers[] = {&reader};
   DSV3_ASSIGN(projection->weight, load_bf16(readers));
   return KvProjectionPtr(std::move(projection));
 }
 
-Result<ExpertsPtr> CudaOps::load_experts(std::span<const std::unique_ptr<MatrixReader>> gate_up,
-                                         std::span<const std::unique_ptr<MatrixReader>> down, int64_t top_k) {
+Result<ExpertsPtr> CudaOps::load_experts(const ExpertReaders& readers) {
   auto experts = std::make_unique<CudaExperts>();
+  std::vector<const MatrixReader*> gate_up, down;
+  for (const auto& reader : readers.gate_up) gate_up.push_back(reader.get());
+  for (const auto& reader : readers.down) down.push_back(reader.get());
+  experts->includes_shared = readers.shared_gate_up != nullptr && readers.shared_down != nullptr;
+  if (experts->includes_shared) {
+    gate_up.push_back(readers.shared_gate_up.get());
+    down.push_back(readers.shared_down.get());
+  }
   experts->count = static_cast<int64_t>(gate_up.size());
   experts->hidden = gate_up[0]->cols();
   experts->width = down[0]->cols();
-  const auto fp8 = [&](const auto& reader) { return stays_fp8(*reader, options_.w8a8); };
+  const auto fp8 = [&](const MatrixReader* reader) { return stays_fp8(*reader, options_.w8a8); };
   experts->fp8 = std::all_of(gate_up.begin(), gate_up.end(), fp8) && std::all_of(down.begin(), down.end(), fp8);
   if (experts->fp8) {
     DSV3_ASSIGN(experts->fp8_gate_up, load_fp8(gate_up));
@@ -93,7 +100,7 @@ Result<ExpertsPtr> CudaOps::load_experts(std::span<const std::unique_ptr<MatrixR
     DSV3_ASSIGN(experts->bf16_gate_up, load_bf16(gate_up));
     DSV3_ASSIGN(experts->bf16_down, load_bf16(down));
   }
-  DSV3_TRY(alloc_experts(*experts, top_k));
+  DSV3_TRY(alloc_experts(*experts, readers.top_k + (experts->includes_shared ? 1 : 0)));
   return ExpertsPtr(std::move(experts));
 }
 

@@ -193,7 +193,8 @@ std::vector<MemoryLine> cuda_step_lines(const ModelConfig& c, const MemoryReques
   int64_t experts = 0;
   if (c.n_routed_experts > 0) {
     const int64_t local = ceil_div(c.n_routed_experts, layout.ep), w = ceil_div(c.moe_intermediate_size, layout.tp / layout.ep);
-    const int64_t choices = rows * c.num_experts_per_tok, permuted = choices + local * 8 + 256;
+    // The shared expert is one more, for every row.
+    const int64_t choices = rows * (c.num_experts_per_tok + 1), permuted = choices + (local + 1) * 8 + 256;
     experts = permuted * (r.w8a8 ? hidden + w + (hidden + w) / 32 + 8 : 2 * (hidden + w)) + permuted * 2 * (2 * w + hidden) +
               rows * c.n_routed_experts * 4 + choices * 24 + local * 1024;
   }

@@ -179,14 +179,19 @@ class Loader {
     if (c_.topk_method == TopkMethod::kNoauxTc) {
       DSV3_ASSIGN(w.router_bias, vector(mlp + "gate.e_score_correction_bias", c_.n_routed_experts));
     }
-    std::vector<std::unique_ptr<MatrixReader>> gate_up, down;
+    ExpertReaders readers;
+    readers.top_k = c_.num_experts_per_tok;
     for (int64_t e = 0; e < c_.n_routed_experts; ++e) {
       const std::string expert = mlp + "experts." + std::to_string(e) + ".";
-      gate_up.push_back(gate_up_reader(expert, c_.moe_intermediate_size));
-      down.push_back(down_reader(expert, c_.moe_intermediate_size));
+      readers.gate_up.push_back(gate_up_reader(expert, c_.moe_intermediate_size));
+      readers.down.push_back(down_reader(expert, c_.moe_intermediate_size));
     }
-    DSV3_ASSIGN(w.experts, ops_.load_experts(gate_up, down, c_.num_experts_per_tok));
-    if (c_.n_shared_experts > 0) {
+    if (c_.n_shared_experts == 1) {
+      readers.shared_gate_up = gate_up_reader(mlp + "shared_experts.", c_.moe_intermediate_size);
+      readers.shared_down = down_reader(mlp + "shared_experts.", c_.moe_intermediate_size);
+    }
+    DSV3_ASSIGN(w.experts, ops_.load_experts(readers));
+    if (c_.n_shared_experts > 0 && !w.experts->includes_shared) {
       DSV3_ASSIGN(w.mlp, load_mlp(mlp + "shared_experts.", c_.n_shared_experts * c_.moe_intermediate_size));
     }
     return w;

@@ -31,7 +31,7 @@ struct LayerWeights {
   LinearPtr q_b;                 // [heads * qk, q_rank]; without q compression [heads * qk, H]
   KvProjectionPtr kv_b;
   LinearPtr o;                   // [H, heads * v]
-  std::optional<MlpWeights> mlp;     // dense layers: the MLP; MoE layers: the shared experts, if any
+  std::optional<MlpWeights> mlp;     // dense layers: the MLP; MoE layers: the shared experts, if `experts` does not include them
   LinearPtr router;                  // [experts, H]; null in dense layers
   Tensor router_bias;                // [1, experts]; no data without one
   ExpertsPtr experts;

@@ -7,7 +7,15 @@ namespace {
 
 constexpr float kLatentNormEps = 1e-6f;  // the references' class default, whatever rms_norm_eps says (model.md 3)
 
-GateShape gate_shape(const ModelConfig& c) {
+/// True if the backend computes the shared expert along with the routed ones.
+bool includes_shared(const ModelWeights& w) {
+  for (const auto& layer : w.layers) {
+    if (layer.experts) return layer.experts->includes_shared;
+  }
+  return w.mtp && w.mtp->layer.experts && w.mtp->layer.experts->includes_shared;
+}
+
+GateShape gate_shape(const ModelConfig& c, const ModelWeights& w) {
   return {.experts = c.n_routed_experts,
           .top_k = c.num_experts_per_tok,
           .groups = c.n_group,
@@ -17,14 +25,15 @@ GateShape gate_shape(const ModelConfig& c) {
           .grouped = c.topk_method != TopkMethod::kGreedy,
           .normalise = c.norm_topk_prob,
           .scale_when_normalised = !c.is_v2(),
-          .scale = static_cast<float>(c.routed_scaling_factor)};
+          .scale = static_cast<float>(c.routed_scaling_factor),
+          .shared_id = includes_shared(w) ? c.n_routed_experts : -1};
 }
 
 }  // namespace
 
 Transformer::Transformer(const ModelConfig& config, const Shard& shard, ModelWeights weights, MtpHidden mtp_hidden,
                          int64_t max_rows, int64_t max_logit_rows, Ops& ops, Group& group)
-    : c_(config), shard_(shard), shape_(attention_shape(config, shard)), gate_(gate_shape(config)),
+    : c_(config), shard_(shard), shape_(attention_shape(config, shard)), gate_(gate_shape(config, weights)),
       mtp_hidden_(mtp_hidden), max_logit_rows_(max_logit_rows), w_(std::move(weights)), ops_(ops), group_(group) {
   const int64_t hidden = c_.hidden_size, q_rank = c_.q_lora_rank;
   const int64_t width = std::max(shard.count(c_.intermediate_size),
@@ -41,8 +50,8 @@ Transformer::Transformer(const ModelConfig& config, const Shard& shard, ModelWei
   middle_ = ops.alloc("middle", max_rows, width);
   if (c_.n_routed_experts > 0) {
     router_ = ops.alloc("router", max_rows, c_.n_routed_experts, BufferKind::kFloat);
-    expert_ids_ = ops.alloc("expert_ids", max_rows, c_.num_experts_per_tok, BufferKind::kInt);
-    expert_weights_ = ops.alloc("expert_weights", max_rows, c_.num_experts_per_tok, BufferKind::kFloat);
+    expert_ids_ = ops.alloc("expert_ids", max_rows, gate_.columns(), BufferKind::kInt);
+    expert_weights_ = ops.alloc("expert_weights", max_rows, gate_.columns(), BufferKind::kFloat);
   }
   hidden_ = ops.alloc("hidden", max_rows, hidden);
   if (w_.mtp) {
@@ -115,15 +124,11 @@ void Transformer::attention(const LayerWeights& w, int64_t cache_layer, const Ba
 }
 
 void Transformer::feed_forward(const LayerWeights& w, int64_t rows) {
-  if (w.mlp) {
-    mlp(*w.mlp, rows);
-  } else {
-    ops_.zero(rows, delta_);
-  }
+  if (w.mlp) mlp(*w.mlp, rows);
   if (w.experts) {
     ops_.linear(rows, normed_, *w.router, router_);
     ops_.route(rows, gate_, router_, w.router_bias, expert_ids_, expert_weights_);
-    ops_.experts(rows, normed_, normed_fp8_, *w.experts, expert_ids_, expert_weights_, delta_);
+    ops_.experts(rows, normed_, normed_fp8_, *w.experts, expert_ids_, expert_weights_, w.mlp.has_value(), delta_);
   }
   group_.all_reduce_sum(rows, delta_);
 }

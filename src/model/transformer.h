@@ -60,7 +60,7 @@ class Transformer {
   Tensor attention_;                    // [T, h * v]
   Tensor delta_;                        // [T, H] a branch's output, not yet added to the residual
   Tensor gate_up_, middle_;             // [T, 2 * width], [T, width] of the widest MLP
-  Tensor router_, expert_ids_, expert_weights_;  // [T, experts], [T, top_k] twice
+  Tensor router_, expert_ids_, expert_weights_;  // [T, experts], [T, top_k (and the shared one)] twice
   Tensor hidden_;                       // [T, H] after the final norm
   Tensor draft_residual_, draft_hidden_, draft_source_;  // [T, H] of the MTP layer
   Tensor draft_concat_;                 // [T, 2H]

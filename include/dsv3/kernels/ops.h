@@ -57,12 +57,21 @@ class KvProjection {
 };
 using KvProjectionPtr = std::unique_ptr<KvProjection>;
 
-/// The routed experts that this rank holds (all of them, in slices, under tensor parallelism).
+/// The experts that this rank holds (all of them, in slices, under tensor parallelism).
 class Experts {
  public:
   virtual ~Experts() = default;
+  /// The shared expert is one of them, the last: every row goes to it with weight 1 (GateShape::shared_id).
+  bool includes_shared = false;
 };
 using ExpertsPtr = std::unique_ptr<Experts>;
+
+/// What load_experts() reads. gate_up[e] is [2 * width, hidden] (gate rows first), down[e] is [hidden, width].
+struct ExpertReaders {
+  std::vector<std::unique_ptr<MatrixReader>> gate_up, down;
+  std::unique_ptr<MatrixReader> shared_gate_up, shared_down;  ///< of the same shape, or null
+  int64_t top_k = 0;                                          ///< routed experts of a row
+};
 
 /// Sizes of one rank's attention.
 struct AttentionShape {
@@ -81,6 +90,8 @@ struct GateShape {
   bool normalise = true;
   bool scale_when_normalised = true;  ///< V3 multiplies by `scale` always, V2 only when it does not normalise
   float scale = 1;
+  int64_t shared_id = -1;  ///< >= 0: ids and weights have one more column, this id with weight 1
+  int64_t columns() const { return top_k + (shared_id >= 0 ? 1 : 0); }
 };
 
 /// How a batch's rows of one sequence attend. Results differ only in rounding.
@@ -163,9 +174,8 @@ class Ops {
   virtual Result<Tensor> load_table(const MatrixReader& reader) = 0;   ///< embedding rows
   virtual Result<LinearPtr> load_linear(const MatrixReader& reader) = 0;
   virtual Result<KvProjectionPtr> load_kv_projection(const MatrixReader& reader, const AttentionShape& shape) = 0;
-  /// gate_up[e] is [2 * width, hidden] (gate rows first), down[e] is [hidden, width]; a row uses top_k of them.
-  virtual Result<ExpertsPtr> load_experts(std::span<const std::unique_ptr<MatrixReader>> gate_up,
-                                          std::span<const std::unique_ptr<MatrixReader>> down, int64_t top_k) = 0;
+  /// A backend may take the shared expert along (Experts::includes_shared); else it is loaded as an MLP.
+  virtual Result<ExpertsPtr> load_experts(const ExpertReaders& readers) = 0;
   /// Waits until everything that load_*() started is in place.
   virtual Status finish_loading() { return {}; }
   /// Whether steps should run before the first request, and for which decode batch sizes (graphs are captured then).
@@ -212,21 +222,18 @@ class Ops {
   /// out[rows, heads * v]: causal attention of every row over its sequence's cached rows, own row included.
   virtual void attention(const Batch& batch, const AttentionShape& shape, int64_t cache_layer,
                          const KvProjection& kv_b, const Tensor& q, Tensor out) = 0;
-  /// Router (model.md 6.1, 6.3): ids [rows, top_k] int32 and weights [rows, top_k] from logits [rows, experts].
+  /// Router (model.md 6.1, 6.3): ids int32 and weights, both [rows, gate.columns()], from logits [rows, experts].
   virtual void route(int64_t rows, const GateShape& gate, const Tensor& logits, const Tensor& bias, Tensor ids,
                      Tensor weights) = 0;
-  /// out[rows, hidden] += sum over k of weights[k] * expert ids[k](x), accumulated in float32 in order of k. Experts
-  /// with fp8 weights read x_fp8 in w8a8 mode.
+  /// out[rows, hidden] = (what was there, if `accumulate`) + sum over k of weights[k] * expert ids[k](x), added in float32 in
+  /// order of k. Experts with fp8 weights read x_fp8 in w8a8 mode.
   virtual void experts(int64_t rows, const Tensor& x, const Tensor& x_fp8, const Experts& experts, const Tensor& ids,
-                       const Tensor& weights, Tensor out) = 0;
+                       const Tensor& weights, bool accumulate, Tensor out) = 0;
   /// out[i] = x[rows_wanted[i]].
   virtual void gather_rows(const Tensor& x, std::span<const int32_t> rows_wanted, Tensor out) = 0;
   /// The same with the batch's logit_rows, and with its source_rows.
   virtual void gather_logit_rows(const Batch& batch, const Tensor& x, Tensor out) = 0;
   virtual void gather_source_rows(const Batch& batch, const Tensor& x, Tensor out) = 0;
-  virtual void zero(int64_t rows, Tensor x) = 0;
-  /// a += b.
-  virtual void add(int64_t rows, Tensor a, const Tensor& b) = 0;
 
   // ---- output ----------------------------------------------------------------------------------------------
   /// Samples every segment with `sample` set from logits [batch.logit_rows, vocab] (rows in that order), verifies
