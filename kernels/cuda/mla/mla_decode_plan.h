@@ -33,6 +33,11 @@ inline DecodeShape decode_shape(int64_t max_group_rows, int64_t heads, int sms) 
   return {tiles, std::clamp(sms / tiles, 1, kMaxDecodeParts)};
 }
 
+/// Neighbouring tiles walk the same KV: two blocks of a cluster load it once for both. FP8 pages pass through registers.
+inline bool decode_pairs(const DecodeShape& shape, KvFormat format) {
+  return format == KvFormat::kBf16 && shape.tiles % 2 == 0;
+}
+
 /// Position in the row of all groups' KV blocks.
 struct DecodeCut {
   int32_t group, block;
@@ -81,6 +86,8 @@ __host__ __device__ inline int split_blocks(int blocks) {
   return split;
 }
 
+/// mla_decode(), which says that tiles may be paired.
+Status mla_decode_variant(const MlaDecode& p, const MlaWorkspace& ws, bool may_pair, Stream stream);
 /// Joins the pieces. Launched behind the main kernel.
 Status mla_decode_merge(const MlaDecode& p, const DecodeShape& shape, const DecodeScratch& scratch, Stream stream);
 
