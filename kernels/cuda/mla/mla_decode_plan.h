@@ -86,6 +86,14 @@ __host__ __device__ inline int split_blocks(int blocks) {
   return split;
 }
 
+/// Blocks of a part that is a whole number of groups, or a whole fraction of one, where groups have `of_group` blocks.
+/// At least `share`.
+__host__ __device__ inline int aligned_share(int share, int of_group) {
+  if (share >= of_group) return (share + of_group - 1) / of_group * of_group;
+  const int fraction = of_group / share;
+  return (of_group + fraction - 1) / fraction;
+}
+
 /// mla_decode(), which says that tiles may be paired.
 Status mla_decode_variant(const MlaDecode& p, const MlaWorkspace& ws, bool may_pair, Stream stream);
 /// Joins the pieces. Launched behind the main kernel.
