@@ -102,9 +102,8 @@ struct Case {
   }
 };
 
-enum class Variant { kChosen, kAlone, kPaired };
-
-void measure(const Case& c, const Buffer& pool, Report& report, Variant variant = Variant::kChosen) {
+void measure(const Case& c, const Buffer& pool, Report& report, const char* name = nullptr,
+             DecodeVariant variant = {}) {
   const Shape& s = c.shape;
   std::mt19937 generator(5);
   const int max_blocks = (*std::max_element(c.keys.begin(), c.keys.end()) + kCacheBlockTokens - 1) / kCacheBlockTokens;
@@ -148,8 +147,7 @@ void measure(const Case& c, const Buffer& pool, Report& report, Variant variant 
   const auto timing = time_chain(launches, 7, [&](int i, Stream stream) {
     MlaDecode turn = p;
     turn.pages.data = pool.as<uint8_t>() + (i % copies) * c.cache_bytes();
-    return variant == Variant::kChosen ? mla_decode(turn, workspace, stream)
-                                       : mla_decode_variant(turn, workspace, variant == Variant::kPaired, stream);
+    return mla_decode_variant(turn, workspace, variant, stream);
   });
   if (!timing.ok()) {
     std::fprintf(stderr, "mla_decode %s: %s\n", c.name().c_str(), timing.status().message().c_str());
@@ -157,9 +155,9 @@ void measure(const Case& c, const Buffer& pool, Report& report, Variant variant 
   }
   const Roofs roofs;
   Row row;
-  row.kernel = variant == Variant::kChosen ? "mla_decode" : "mla_variants";
+  row.kernel = name == nullptr ? "mla_decode" : "mla_variants";
   row.shape = c.name();
-  if (variant != Variant::kChosen) row.shape += variant == Variant::kPaired ? " variant=paired" : " variant=alone";
+  if (name != nullptr) row.shape += std::string(" variant=") + name;
   row.us = timing.value().us;
   row.spread = timing.value().spread;
   row.flops = 2.0 * s.heads * s.rows * static_cast<double>(c.tokens) * (kCacheRow + kLatent);
@@ -211,14 +209,21 @@ void measure_schedule(int batch, bool deterministic, Report& report) {
 void measure_variants(Report& report) {
   std::vector<Case> cases;
   int64_t pool_bytes = 0;
-  for (const auto& [context, batch, rows] : {std::array{1024, 8, 1}, {1024, 128, 1}, {4096, 8, 1}, {4096, 32, 1},
-                                             {4096, 128, 1}, {16384, 8, 1}, {4096, 64, 2}}) {
+  for (const auto& [context, batch, rows] : {std::array{1024, 8, 1},
+                                             {1024, 128, 1},
+                                             {4096, 8, 1},
+                                             {4096, 32, 1},
+                                             {4096, 128, 1},
+                                             {16384, 8, 1},
+                                             {4096, 64, 2}}) {
     cases.emplace_back(Shape{128, context, batch, rows, 0});
     pool_bytes = std::max(pool_bytes, cases.back().cache_bytes() * copies_beyond_l2(cases.back().cache_bytes()));
   }
   const Buffer pool(pool_bytes, Buffer::Fill::kNormalBf16);
   for (const Case& c : cases) {
-    for (const Variant variant : {Variant::kAlone, Variant::kPaired}) measure(c, pool, report, variant);
+    measure(c, pool, report, "alone", {.pair = false});
+    measure(c, pool, report, "paired", {.prefetch = false});
+    measure(c, pool, report, "paired+prefetch", {});
   }
 }
 

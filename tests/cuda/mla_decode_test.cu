@@ -46,11 +46,11 @@ void run_fast(const MlaDecode& p, const Workspace& ws) {
 
 // P and the output are rounded to BF16 (2^-9 each, at most): about 2.5e-3 over many values.
 constexpr double kBf16All = 3.5e-3, kBf16Worst = 6e-3;
-// FP8 pages: the kernel rounds dequantised values to BF16, which the reference does not: 1.7e-3 (root mean square) of each.
-// A score is a sum of 576 products of deviation 2.7 in all (with the softmax scale), so it is off by 1.7e-3 * 2.7 = 4.5e-3,
-// and the key's weight by as large a part of itself. Errors of keys are independent, as are the values that they weigh:
-// a row's output is off by 4.5e-3, if it rests on one pair of keys by 0.7 of their error; less where one key has all the
-// weight. The worst of some thousand rows lies at 4 deviations.
+// FP8 pages: the kernel rounds dequantised values to BF16, which the reference does not: 1.7e-3 (root mean square) of
+// each. A score is a sum of 576 products of deviation 2.7 in all (with the softmax scale), so it is off by 1.7e-3 * 2.7
+// = 4.5e-3, and the key's weight by as large a part of itself. Errors of keys are independent, as are the values that
+// they weigh: a row's output is off by 4.5e-3, if it rests on one pair of keys by 0.7 of their error; less where one
+// key has all the weight. The worst of some thousand rows lies at 4 deviations.
 constexpr double kFp8All = 5e-3, kFp8Worst = 2e-2;
 
 /// Schedule, two runs with the same bits, comparison with float64.
@@ -125,8 +125,8 @@ TEST(MlaDecodeTest, SteepScoresMatchFloat64) {
     check_fast({.heads = heads, .groups = groups, .max_group_rows = 2, .softmax_scale = 1.0f, .seed = 16});
 }
 
-// Blocks that share their loads do the same arithmetic as blocks on their own. Groups of one row leave the second tile of a
-// pair, or a whole pair, without rows.
+// Blocks that share their loads do the same arithmetic as blocks on their own. Groups of one row leave the second tile
+// of a pair, or a whole pair, without rows.
 TEST(MlaDecodeTest, PairedBlocksGiveTheSameBits) {
   DSV3_NEEDS_GPU();
   for (const bool deterministic : {false, true}) {
@@ -134,14 +134,15 @@ TEST(MlaDecodeTest, PairedBlocksGiveTheSameBits) {
       MlaBatch batch({.heads = heads, .groups = kRagged, .deterministic = deterministic, .seed = 17});
       Workspace ws(batch.params());
       EXPECT_OK(mla_decode_schedule(batch.params(), ws.view, nullptr));
-      std::vector<float> outputs[2];
-      for (const bool paired : {false, true}) {
+      const auto run = [&](DecodeVariant variant) {
         batch.poison_output();
-        EXPECT_OK(mla_decode_variant(batch.params(), ws.view, paired, nullptr));
+        EXPECT_OK(mla_decode_variant(batch.params(), ws.view, variant, nullptr));
         expect_synced();
-        outputs[paired ? 1 : 0] = batch.output(paired ? "paired" : "alone");
-      }
-      EXPECT_EQ(outputs[0], outputs[1]) << heads << " heads" << (deterministic ? ", deterministic" : "");
+        return batch.output(variant.pair ? "paired" : "alone");
+      };
+      const std::vector<float> alone = run({.pair = false});
+      EXPECT_EQ(alone, run({})) << heads << " heads" << (deterministic ? ", deterministic" : "");
+      EXPECT_EQ(alone, run({.prefetch = false})) << heads << " heads, no prefetch";
     }
   }
 }

@@ -15,7 +15,7 @@ template <KvFormat kFormat>
 struct Registers;
 template <>
 struct Registers<KvFormat::kBf16> {
-  static constexpr int kOutput = 176, kScore = 120, kLoad = 40;
+  static constexpr int kOutput = 168, kScore = 120, kLoad = 56;
 };
 template <>
 struct Registers<KvFormat::kFp8> {
@@ -91,7 +91,8 @@ __device__ __forceinline__ void write_piece(const MlaDecode& p, const DecodePiec
 template <KvFormat kFormat, bool kPaired>
 __global__ void __launch_bounds__(kDecodeThreads, 1)
     mla_decode_kernel(const __grid_constant__ MlaDecode p, const __grid_constant__ CUtensorMap map,
-                      const __grid_constant__ DecodeShape shape, const __grid_constant__ DecodeScratch scratch) {
+                      const __grid_constant__ DecodeShape shape, const __grid_constant__ DecodeScratch scratch,
+                      bool prefetch) {
   extern __shared__ __align__(1024) uint8_t raw_shared[];
   DecodeShared& shared = *reinterpret_cast<DecodeShared*>(raw_shared);
   const int tile = blockIdx.x, part = blockIdx.y, walked_tile = kPaired ? tile & ~1 : tile;
@@ -125,8 +126,9 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
       for_each_piece(p, *scratch.schedule, shape, part, walked_tile,
                      [&](const DecodePiece& piece) { load_blocks_fp8(p, piece, shared, n); });
     } else if (threadIdx.x / 32 % 4 == 0) {
-      for_each_piece(p, *scratch.schedule, shape, part, walked_tile,
-                     [&](const DecodePiece& piece) { load_blocks_bf16<kPaired>(p, piece, &map, shared, n, shape.tiles > 1); });
+      for_each_piece(p, *scratch.schedule, shape, part, walked_tile, [&](const DecodePiece& piece) {
+        load_blocks_bf16<kPaired>(p, piece, &map, shared, n, shape.tiles > 1, prefetch && tile < 2);
+      });
     }
   } else if (warpgroup == 2) {
     if constexpr (Limits::kScore < 128) {
@@ -179,10 +181,10 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 }  // namespace
 
 Status mla_decode(const MlaDecode& p, const MlaWorkspace& ws, Stream stream) {
-  return mla_decode_variant(p, ws, true, stream);
+  return mla_decode_variant(p, ws, {}, stream);
 }
 
-Status mla_decode_variant(const MlaDecode& p, const MlaWorkspace& ws, bool may_pair, Stream stream) {
+Status mla_decode_variant(const MlaDecode& p, const MlaWorkspace& ws, DecodeVariant variant, Stream stream) {
   DSV3_TRY(check_mla_decode(p));
   if (p.num_groups == 0) return {};
   const DecodeShape shape = decode_shape(p.max_group_rows, p.heads, sm_count());
@@ -203,7 +205,7 @@ Status mla_decode_variant(const MlaDecode& p, const MlaWorkspace& ws, bool may_p
                               .box_cols = 64},
                              &map));
   }
-  const bool paired = may_pair && decode_pairs(shape, p.pages.format);
+  const bool paired = variant.pair && decode_pairs(shape, p.pages.format);
   const auto kernel = fp8      ? mla_decode_kernel<KvFormat::kFp8, false>
                       : paired ? mla_decode_kernel<KvFormat::kBf16, true>
                                : mla_decode_kernel<KvFormat::kBf16, false>;
@@ -211,7 +213,7 @@ Status mla_decode_variant(const MlaDecode& p, const MlaWorkspace& ws, bool may_p
   const DecodeScratch scratch = decode_scratch(ws.data, shape);
   const LaunchShape launch_shape{dim3(shape.tiles, shape.parts), dim3(kDecodeThreads), sizeof(DecodeShared),
                                  paired ? 2u : 1u};
-  DSV3_TRY(launch("mla_decode", kernel, launch_shape, stream, p, map, shape, scratch));
+  DSV3_TRY(launch("mla_decode", kernel, launch_shape, stream, p, map, shape, scratch, variant.prefetch));
   return mla_decode_merge(p, shape, scratch, stream);
 }
 

@@ -1,6 +1,6 @@
-// Joins the pieces of groups that several parts worked on. Few pieces: a warp takes half a row and joins one piece after the
-// other, with the arithmetic that the main kernel folds with. Many (a long sequence over the whole device): a block of
-// 512 threads takes a row, 4 strands of pieces x 128 threads of 4 columns.
+// Joins the pieces of groups that several parts worked on. Few pieces: a warp takes half a row and joins one piece
+// after the other, with the arithmetic that the main kernel folds with. Many (a long sequence over the whole device): a
+// block of 512 threads takes a row, 4 strands of pieces x 128 threads of 4 columns.
 #include <algorithm>
 
 #include "../common/launch.cuh"
@@ -134,8 +134,7 @@ __global__ void __launch_bounds__(kThreads)
     const DecodeMerge merge = schedule.merge[unit % schedule.merges];
     const QueryGroup group = p.groups[merge.group];
     const bool few = p.deterministic || merge.count <= kFewPieces;
-    const int query =
-        few ? unit / schedule.merges * kFewRows + warp / 2 : unit / schedule.merges;
+    const int query = few ? unit / schedule.merges * kFewRows + warp / 2 : unit / schedule.merges;
     if (query >= group.rows * p.heads) continue;  // the same for the whole warp, or for the whole block
     const MergeRow pieces{scratch, shape, merge, p.deterministic, query / kDecodeTileRows, query % kDecodeTileRows};
     Bf16* to = p.out + (static_cast<int64_t>(group.row_begin) * p.heads + query) * kLatent;

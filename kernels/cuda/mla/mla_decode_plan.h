@@ -33,7 +33,8 @@ inline DecodeShape decode_shape(int64_t max_group_rows, int64_t heads, int sms) 
   return {tiles, std::clamp(sms / tiles, 1, kMaxDecodeParts)};
 }
 
-/// Neighbouring tiles walk the same KV: two blocks of a cluster load it once for both. FP8 pages pass through registers.
+/// Neighbouring tiles walk the same KV: two blocks of a cluster load it once for both. FP8 pages pass through
+/// registers.
 inline bool decode_pairs(const DecodeShape& shape, KvFormat format) {
   return format == KvFormat::kBf16 && shape.tiles % 2 == 0;
 }
@@ -94,8 +95,12 @@ __host__ __device__ inline int aligned_share(int share, int of_group) {
   return (of_group + fraction - 1) / fraction;
 }
 
-/// mla_decode(), which says that tiles may be paired.
-Status mla_decode_variant(const MlaDecode& p, const MlaWorkspace& ws, bool may_pair, Stream stream);
+/// What mla_decode() sets, for tests and measurements. No choice changes a bit of the result.
+struct DecodeVariant {
+  bool pair = true;      ///< where decode_pairs()
+  bool prefetch = true;  ///< paired: ask L2 for the blocks behind those on their way to shared memory
+};
+Status mla_decode_variant(const MlaDecode& p, const MlaWorkspace& ws, DecodeVariant variant, Stream stream);
 /// Joins the pieces. Launched behind the main kernel.
 Status mla_decode_merge(const MlaDecode& p, const DecodeShape& shape, const DecodeScratch& scratch, Stream stream);
 

@@ -16,7 +16,9 @@ constexpr int kSmallestPiece = 2;  // no cut closer to an end of a group, where 
 // groups, or whole fractions of one, a part; equal blocks with a toll at the start of each group, of two sizes.
 constexpr int kLayouts = 4, kAligned = 1;
 static_assert(kThreads == kLayouts * kMaxDecodeParts, "a thread for each cut");
-__device__ constexpr int toll_of(int layout) { return layout <= kAligned ? 0 : layout == 2 ? 1 : kPieceCost; }
+__device__ constexpr int toll_of(int layout) {
+  return layout <= kAligned ? 0 : layout == 2 ? 1 : kPieceCost;
+}
 
 struct Counts {  ///< running sums over the groups, that one included
   int32_t blocks, used;
@@ -38,8 +40,8 @@ __global__ void __launch_bounds__(kThreads)
   const int blocks = g < num_groups ? group_blocks(groups[g]) : 0;
   const int splits = blocks > 0 ? (blocks + split_blocks(blocks) - 1) / split_blocks(blocks) : 0;
   // Inclusive prefix sums in one word: blocks (32 bits), groups that have any (16), splits (16; at most 8 a group).
-  uint64_t sum = static_cast<uint64_t>(splits) << 48 | static_cast<uint64_t>(blocks > 0) << 32 |
-                 static_cast<uint32_t>(blocks);
+  uint64_t sum =
+      static_cast<uint64_t>(splits) << 48 | static_cast<uint64_t>(blocks > 0) << 32 | static_cast<uint32_t>(blocks);
   for (int step = 1; step < 32; step *= 2) {
     const uint64_t other = __shfl_up_sync(~0u, sum, step);
     if (lane >= step) sum += other;
@@ -59,7 +61,8 @@ __global__ void __launch_bounds__(kThreads)
   ends[g] = {static_cast<int32_t>(sum), static_cast<int32_t>(sum >> 32 & 0xFFFF)};
   blocks_of[g] = blocks;
   if (blocks > 0) atomicMax(&used_groups, g + 1);
-  const int all_blocks = static_cast<int32_t>(warp_sums[31]), all_used = static_cast<int32_t>(warp_sums[31] >> 32 & 0xFFFF);
+  const int all_blocks = static_cast<int32_t>(warp_sums[31]),
+            all_used = static_cast<int32_t>(warp_sums[31] >> 32 & 0xFFFF);
   const int all_splits = static_cast<int32_t>(warp_sums[31] >> 48);
   const bool fold = deterministic && all_splits > shape.slots();
   __syncthreads();
@@ -100,7 +103,8 @@ __global__ void __launch_bounds__(kThreads)
   if (part < shape.parts) {
     const DecodeCut from = cuts[layout][part], to = cuts[layout][part + 1];
     const Counts none{0, 0};
-    const Counts before = from.group > 0 ? ends[from.group - 1] : none, after = to.group > 0 ? ends[to.group - 1] : none;
+    const Counts before = from.group > 0 ? ends[from.group - 1] : none,
+                 after = to.group > 0 ? ends[to.group - 1] : none;
     const int of_part = after.blocks + to.block - before.blocks - from.block;
     const int pieces = after.used + (to.block > 0 ? 1 : 0) - before.used;
     if (of_part > 0) atomicMax(&slowest[layout], of_part + kPieceCost * pieces);
