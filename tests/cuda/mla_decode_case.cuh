@@ -19,6 +19,7 @@ struct MlaShape {
   std::vector<std::pair<int, int>> groups;  ///< rows, start
   int max_group_rows = kMaxGroupRows;
   bool deterministic = false;
+  float softmax_scale = 0.1f;
   uint32_t seed = 1;
 
   std::string name() const {
@@ -144,7 +145,7 @@ inline MlaBatch::MlaBatch(const MlaShape& shape) : shape_(shape) {
   }
   const int64_t num_blocks = total_blocks + 3;
   params_ = {.heads = shape.heads,
-             .softmax_scale = 0.1f,
+             .softmax_scale = shape.softmax_scale,
              .pages = {nullptr, shape.format, num_blocks},
              .max_blocks = max_blocks,
              .num_groups = count,

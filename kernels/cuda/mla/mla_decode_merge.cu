@@ -1,6 +1,6 @@
-// Joins the pieces of groups that several parts worked on. Few pieces: a warp takes a row and joins one piece after the
-// other, with the arithmetic that the main kernel folds with. Many (a long sequence over the whole device): a block of
-// 512 threads takes a row, 4 strands of pieces x 128 threads of 4 columns.
+// Joins the pieces of groups that several parts worked on. Few pieces: a warp takes half a row and joins one piece
+// after the other, with the arithmetic that the main kernel folds with. Many (a long sequence over the whole device): a
+// block of 512 threads takes a row, 4 strands of pieces x 128 threads of 4 columns.
 #include <algorithm>
 
 #include "../common/launch.cuh"
@@ -10,8 +10,9 @@
 namespace dsv3::cuda {
 namespace {
 
-constexpr int kColumnThreads = kLatent / 4, kStrands = 4, kThreads = kColumnThreads * kStrands, kWarps = kThreads / 32;
+constexpr int kColumnThreads = kLatent / 4, kStrands = 4, kThreads = kColumnThreads * kStrands;
 constexpr int kFewPieces = 8;  // all that deterministic splits can be
+constexpr int kFewRows = kThreads / 64;
 static_assert(kThreads >= kMaxDecodeParts, "a thread loads one piece's maximum and sum");
 
 struct MergeRow {
@@ -43,32 +44,40 @@ __device__ __forceinline__ void store_row(Bf16* to, float4 out, float inverse) {
                                    pack_bf16(__fmul_rn(out.z, inverse), __fmul_rn(out.w, inverse))};
 }
 
-/// One warp, one row.
-__device__ __forceinline__ void merge_few(const MergeRow& pieces, Bf16* to) {
-  const int lane = threadIdx.x % 32;
-  const float2 first = pieces.stats(0);
-  DecodeFold state{first.x, first.y};
-  float4 out[4];
+/// One warp, half a row. All loads are on their way before the first is used.
+__device__ __forceinline__ void merge_few(const MergeRow& pieces, int half, Bf16* to) {
+  constexpr int kLoads = 2;  // of 4 columns
+  const int lane = threadIdx.x % 32, count = pieces.merge.count;
+  const auto column = [&](int j) { return half * (kLatent / 2) + 4 * (lane + 32 * j); };
+  float4 out[kLoads], values[kFewPieces][kLoads];
 #pragma unroll
-  for (int j = 0; j < 4; ++j) out[j] = pieces.values(0, 4 * (lane + 32 * j));
-#pragma unroll 2
-  for (int k = 1; k < pieces.merge.count; ++k) {
-    if (!pieces.exists(k)) continue;
-    const float2 next = pieces.stats(k);
-    float4 values[4];
+  for (int j = 0; j < kLoads; ++j) out[j] = pieces.values(0, column(j));  // the first piece always exists
+  const bool mine_exists = lane < count && pieces.exists(lane);
+  const float2 mine = mine_exists ? pieces.stats(lane) : float2{0, 0};
+  const uint32_t exist = __ballot_sync(~0u, mine_exists);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) values[j] = pieces.values(k, 4 * (lane + 32 * j));
+  for (int k = 1; k < kFewPieces; ++k) {
+    if ((exist >> k & 1) == 0) continue;
+#pragma unroll
+    for (int j = 0; j < kLoads; ++j) values[k][j] = pieces.values(k, column(j));
+  }
+  DecodeFold state{__shfl_sync(~0u, mine.x, 0), __shfl_sync(~0u, mine.y, 0)};
+#pragma unroll
+  for (int k = 1; k < kFewPieces; ++k) {
+    const DecodeFold next{__shfl_sync(~0u, mine.x, k), __shfl_sync(~0u, mine.y, k)};
+    if ((exist >> k & 1) == 0) continue;
     float keep, add;
-    fold_row(state, {next.x, next.y}, keep, add);
+    fold_row(state, next, keep, add);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      out[j] = {fold_value(out[j].x, values[j].x, keep, add), fold_value(out[j].y, values[j].y, keep, add),
-                fold_value(out[j].z, values[j].z, keep, add), fold_value(out[j].w, values[j].w, keep, add)};
+    for (int j = 0; j < kLoads; ++j) {
+      const float4 more = values[k][j];
+      out[j] = {fold_value(out[j].x, more.x, keep, add), fold_value(out[j].y, more.y, keep, add),
+                fold_value(out[j].z, more.z, keep, add), fold_value(out[j].w, more.w, keep, add)};
     }
   }
   const float inverse = __frcp_rn(state.sum);
 #pragma unroll
-  for (int j = 0; j < 4; ++j) store_row(to + 4 * (lane + 32 * j), out[j], inverse);
+  for (int j = 0; j < kLoads; ++j) store_row(to + column(j), out[j], inverse);
 }
 
 /// The whole block, one row.
@@ -119,18 +128,18 @@ __global__ void __launch_bounds__(kThreads)
   wait_for_previous();
   const DecodeSchedule& schedule = *scratch.schedule;
   const int group_queries = p.max_group_rows * p.heads, units = schedule.merges * group_queries;
-  // A unit is one row where a group has many pieces, else 16 rows; the units left over then are empty, and come last.
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  // A unit is one row where a group has many pieces, else 8 rows; the units left over then are empty, and come last.
   for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
     const DecodeMerge merge = schedule.merge[unit % schedule.merges];
     const QueryGroup group = p.groups[merge.group];
     const bool few = p.deterministic || merge.count <= kFewPieces;
-    const int query =
-        few ? unit / schedule.merges * kWarps + static_cast<int>(threadIdx.x) / 32 : unit / schedule.merges;
+    const int query = few ? unit / schedule.merges * kFewRows + warp / 2 : unit / schedule.merges;
     if (query >= group.rows * p.heads) continue;  // the same for the whole warp, or for the whole block
     const MergeRow pieces{scratch, shape, merge, p.deterministic, query / kDecodeTileRows, query % kDecodeTileRows};
     Bf16* to = p.out + (static_cast<int64_t>(group.row_begin) * p.heads + query) * kLatent;
     if (few) {
-      merge_few(pieces, to);
+      merge_few(pieces, warp % 2, to);
     } else {
       merge_many(pieces, to);
     }

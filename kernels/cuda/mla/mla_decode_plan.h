@@ -33,6 +33,12 @@ inline DecodeShape decode_shape(int64_t max_group_rows, int64_t heads, int sms) 
   return {tiles, std::clamp(sms / tiles, 1, kMaxDecodeParts)};
 }
 
+/// Neighbouring tiles walk the same KV: two blocks of a cluster load it once for both. FP8 pages pass through
+/// registers.
+inline bool decode_pairs(const DecodeShape& shape, KvFormat format) {
+  return format == KvFormat::kBf16 && shape.tiles % 2 == 0;
+}
+
 /// Position in the row of all groups' KV blocks.
 struct DecodeCut {
   int32_t group, block;
@@ -81,6 +87,20 @@ __host__ __device__ inline int split_blocks(int blocks) {
   return split;
 }
 
+/// Blocks of a part that is a whole number of groups, or a whole fraction of one, where groups have `of_group` blocks.
+/// At least `share`.
+__host__ __device__ inline int aligned_share(int share, int of_group) {
+  if (share >= of_group) return (share + of_group - 1) / of_group * of_group;
+  const int fraction = of_group / share;
+  return (of_group + fraction - 1) / fraction;
+}
+
+/// What mla_decode() sets, for tests and measurements. No choice changes a bit of the result.
+struct DecodeVariant {
+  bool pair = true;      ///< where decode_pairs()
+  bool prefetch = true;  ///< paired: ask L2 for the blocks behind those on their way to shared memory
+};
+Status mla_decode_variant(const MlaDecode& p, const MlaWorkspace& ws, DecodeVariant variant, Stream stream);
 /// Joins the pieces. Launched behind the main kernel.
 Status mla_decode_merge(const MlaDecode& p, const DecodeShape& shape, const DecodeScratch& scratch, Stream stream);
 

@@ -1,4 +1,4 @@
-// The schedule of MLA decode, once a step: one block, a prefix sum over the groups, a binary search for each cut.
+// The schedule of MLA decode, once a step: one block, prefix sums over the groups, a binary search for each cut.
 #include <string>
 
 #include "../common/launch.cuh"
@@ -10,25 +10,38 @@ namespace dsv3::cuda {
 namespace {
 
 constexpr int kThreads = kMaxDecodeGroups;
-constexpr int kGroupCost = 3;      // what a group costs beside its blocks (queries, output), in blocks
+constexpr int kPieceCost = 3;      // what a piece costs beside its blocks (queries, output), in blocks
 constexpr int kSmallestPiece = 2;  // no cut closer to an end of a group, where parts are large
+// Cuts are laid out in four ways at once, and the one whose slowest part is done first is taken: equal blocks; whole
+// groups, or whole fractions of one, a part; equal blocks with a toll at the start of each group, of two sizes.
+constexpr int kLayouts = 4, kAligned = 1;
+static_assert(kThreads == kLayouts * kMaxDecodeParts, "a thread for each cut");
+__device__ constexpr int toll_of(int layout) {
+  return layout <= kAligned ? 0 : layout == 2 ? 1 : kPieceCost;
+}
+
+struct Counts {  ///< running sums over the groups, that one included
+  int32_t blocks, used;
+};
 
 __global__ void __launch_bounds__(kThreads)
     mla_decode_schedule_kernel(const QueryGroup* groups, int num_groups, bool deterministic, DecodeShape shape,
                                DecodeSchedule* out) {
-  __shared__ int32_t cost_end[kThreads], blocks_of[kThreads];
+  __shared__ Counts ends[kThreads];
+  __shared__ int32_t blocks_of[kThreads];
   __shared__ uint64_t warp_sums[32];
-  __shared__ DecodeCut cut[kMaxDecodeParts + 1];
-  __shared__ int32_t merges, used_groups;
+  __shared__ DecodeCut cuts[kLayouts][kMaxDecodeParts + 1];
+  __shared__ int32_t slowest[kLayouts], inner_cuts[kLayouts], merges, used_groups;
   launch_dependents();
   wait_for_previous();
   const int g = threadIdx.x, lane = g % 32, warp = g / 32;
   if (g == 0) merges = used_groups = 0;
+  if (g < kLayouts) slowest[g] = inner_cuts[g] = 0;
   const int blocks = g < num_groups ? group_blocks(groups[g]) : 0;
   const int splits = blocks > 0 ? (blocks + split_blocks(blocks) - 1) / split_blocks(blocks) : 0;
-  const uint64_t mine =
-      static_cast<uint64_t>(splits) << 32 | static_cast<uint32_t>(blocks > 0 ? blocks + kGroupCost : 0);
-  uint64_t sum = mine;  // inclusive prefix sum of costs (low) and splits (high)
+  // Inclusive prefix sums in one word: blocks (32 bits), groups that have any (16), splits (16; at most 8 a group).
+  uint64_t sum =
+      static_cast<uint64_t>(splits) << 48 | static_cast<uint64_t>(blocks > 0) << 32 | static_cast<uint32_t>(blocks);
   for (int step = 1; step < 32; step *= 2) {
     const uint64_t other = __shfl_up_sync(~0u, sum, step);
     if (lane >= step) sum += other;
@@ -45,41 +58,67 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
   if (warp > 0) sum += warp_sums[warp - 1];
-  cost_end[g] = static_cast<int32_t>(sum);
+  ends[g] = {static_cast<int32_t>(sum), static_cast<int32_t>(sum >> 32 & 0xFFFF)};
   blocks_of[g] = blocks;
   if (blocks > 0) atomicMax(&used_groups, g + 1);
-  const int total = static_cast<int32_t>(warp_sums[31]), all_splits = static_cast<int32_t>(warp_sums[31] >> 32);
+  const int all_blocks = static_cast<int32_t>(warp_sums[31]),
+            all_used = static_cast<int32_t>(warp_sums[31] >> 32 & 0xFFFF);
+  const int all_splits = static_cast<int32_t>(warp_sums[31] >> 48);
   const bool fold = deterministic && all_splits > shape.slots();
   __syncthreads();
 
-  if (g <= shape.parts) {
-    const int share = max(1, (total + shape.parts - 1) / shape.parts), at = g * share;
-    DecodeCut mine_cut{used_groups, 0};
-    if (g < shape.parts && at < total) {
+  const int layout = g / kMaxDecodeParts, part = g % kMaxDecodeParts, toll = toll_of(layout);
+  if (part < shape.parts) {
+    const int total = all_blocks + toll * all_used;
+    int share = max(1, (total + shape.parts - 1) / shape.parts);
+    if (layout == kAligned && all_used > 0) share = aligned_share(share, (all_blocks + all_used - 1) / all_used);
+    const int64_t at = static_cast<int64_t>(part) * share;
+    DecodeCut cut{used_groups, 0};
+    if (at < total) {
       int low = 0, high = kThreads - 1;  // the first group whose end lies behind `at`
       while (low < high) {
         const int middle = (low + high) / 2;
-        if (cost_end[middle] > at) {
+        if (ends[middle].blocks + toll * ends[middle].used > at) {
           high = middle;
         } else {
           low = middle + 1;
         }
       }
       const int of = blocks_of[low];
-      mine_cut = {low, max(0, at - (cost_end[low] - of))};  // the group's own cost comes first
+      const int begin = ends[low].blocks + toll * ends[low].used - of;  // the toll comes before the blocks
+      cut = {low, max(0, static_cast<int>(at) - begin)};
       if (fold) {
-        mine_cut = {2 * mine_cut.block > of ? low + 1 : low, 0};
+        cut = {2 * cut.block > of ? low + 1 : low, 0};
       } else if (deterministic) {
-        mine_cut.block -= mine_cut.block % split_blocks(of);
+        cut.block -= cut.block % split_blocks(of);
       } else if (share >= 4 * kSmallestPiece) {
-        if (mine_cut.block < kSmallestPiece) mine_cut.block = 0;
-        if (mine_cut.block > 0 && of - mine_cut.block < kSmallestPiece) mine_cut = {low + 1, 0};
+        if (cut.block < kSmallestPiece) cut.block = 0;
+        if (cut.block > 0 && of - cut.block < kSmallestPiece) cut = {low + 1, 0};
       }
     }
-    cut[g] = mine_cut;
-    out->cut[g] = mine_cut;
+    cuts[layout][part] = cut;
+    if (part == 0) cuts[layout][shape.parts] = {used_groups, 0};
   }
   __syncthreads();
+  if (part < shape.parts) {
+    const DecodeCut from = cuts[layout][part], to = cuts[layout][part + 1];
+    const Counts none{0, 0};
+    const Counts before = from.group > 0 ? ends[from.group - 1] : none,
+                 after = to.group > 0 ? ends[to.group - 1] : none;
+    const int of_part = after.blocks + to.block - before.blocks - from.block;
+    const int pieces = after.used + (to.block > 0 ? 1 : 0) - before.used;
+    if (of_part > 0) atomicMax(&slowest[layout], of_part + kPieceCost * pieces);
+    if (from.block > 0) inner_cuts[layout] = 1;
+  }
+  __syncthreads();
+  int best = kLayouts - 1;
+  if (!deterministic) {
+    for (int other = kLayouts - 2; other >= 0; --other) {  // merging takes about as long as a block
+      if (slowest[other] + inner_cuts[other] <= slowest[best] + inner_cuts[best]) best = other;
+    }
+  }
+  const DecodeCut* cut = cuts[best];
+  if (g <= shape.parts) out->cut[g] = cut[g];
 
   if (!deterministic) {
     // The first cut inside of a group finds the last: cuts ascend.
@@ -96,7 +135,7 @@ __global__ void __launch_bounds__(kThreads)
       out->merge[atomicAdd(&merges, 1)] = {cut[g].group, g - 1, low - (g - 1)};
     }
   } else {
-    const int slot = static_cast<int32_t>(sum >> 32) - splits;
+    const int slot = static_cast<int32_t>(sum >> 48) - splits;
     out->slot_begin[g] = slot;
     if (splits > 1 && !fold) out->merge[atomicAdd(&merges, 1)] = {g, slot, splits};
   }

@@ -1,0 +1,177 @@
+// The decode kernel's shared memory and the warpgroup that fills it with KV blocks; mla_decode_roles.cuh tells who
+// waits for whom.
+#pragma once
+
+#include "../common/ptx.cuh"
+#include "mla_decode_work.cuh"
+
+namespace dsv3::cuda {
+
+inline constexpr int kDecodeThreads = 512, kBoxes = kCacheRow / 64, kLatentBoxes = kLatent / 64;
+inline constexpr int kBoxBytes = 64 * 128;  // 64 rows of 64 BF16, swizzled by 128 bytes
+
+inline constexpr int kLoadSteps = 3;
+/// The order of loading and of Q K^T: 8, 0, 1, 4, 5, 2, 3, 6, 7. Step 0 is the first, steps 1 and 2 have four each.
+__host__ __device__ constexpr int box_at(int i) {
+  return i == 0 ? kLatentBoxes : (i - 1) % 4 / 2 * 4 + (i - 1) % 2 + (i - 1) / 4 * 2;
+}
+__host__ __device__ constexpr int first_of_step(int step) {
+  return step == 0 ? 0 : 4 * step - 3;
+}
+
+/// On 1024 bytes. The rotary 64 columns of Q live in registers of the score warpgroup.
+struct DecodeShared {
+  uint8_t q[kLatentBoxes][kBoxBytes];
+  uint8_t kv[2][kBoxes][kBoxBytes];
+  uint8_t p[2][kBoxBytes];
+  float keep[2][kDecodeTileRows];    ///< factor of O before the block is added
+  float2 stats[2][kDecodeTileRows];  ///< last block of a piece: maximum, sum
+  uint64_t kv_full[2][kBoxes], kv_empty[2][kLoadSteps], p_full[2], p_empty[2];
+};
+static_assert(sizeof(DecodeShared) <= 232448, "shared memory of a block");
+
+/// Where 16 bytes (8 columns) of a row lie in a box.
+__device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
+  return static_cast<uint32_t>(row * 128 + ((chunk ^ (row & 7)) << 4));
+}
+
+/// A warp is done with the boxes of a step. Called by one lane.
+template <bool kPaired>
+__device__ __forceinline__ void release_boxes(DecodeShared& shared, uint32_t stage, int step) {
+  uint64_t* barrier = &shared.kv_empty[stage][step];
+  barrier_arrive(barrier);
+  if constexpr (kPaired) barrier_arrive_cluster(cluster_address(barrier, (blockIdx.x & 1) ^ 1));
+}
+
+// ---- loader ------------------------------------------------------------------------------------------------------
+
+/// BF16: one warp. Rows of a block are 64 neighbouring rows of the pages, so a box is one copy. Paired: this block
+/// takes the boxes of its own parity (the rotary one by turns) and sends them to both; its barriers expect all of them.
+template <bool kPaired>
+__device__ __forceinline__ void load_blocks_bf16(const MlaDecode& p, const DecodePiece& piece, const CUtensorMap* map,
+                                                 DecodeShared& shared, uint32_t& n, bool shared_by_tiles,
+                                                 bool prefetch) {
+  const int32_t* table = p.block_tables + static_cast<int64_t>(piece.group.slot) * p.max_blocks;
+  const int lane = threadIdx.x % 32, rank = blockIdx.x & 1;
+  const uint64_t hint = shared_by_tiles ? kEvictNormal : kEvictFirst;
+  int32_t ids = 0;
+  for (int b = piece.first; b < piece.last; ++b, ++n) {
+    const int in_run = (b - piece.first) % 32;
+    if (in_run == 0 && b + lane < piece.last) ids = table[b + lane];
+    const int row = __shfl_sync(~0u, ids, in_run) * kCacheBlockTokens;
+    if constexpr (kPaired) {
+      // A stage is empty for as long as its next block takes to arrive, so that block should be in L2 by then: each of
+      // the pair asks for half of a block two blocks ahead. No more: what is asked for must still be there when its
+      // turn comes.
+      if (prefetch) {
+        for (int ahead = in_run == 0 ? 1 : 2; ahead <= 2; ++ahead) {
+          const int32_t later = __shfl_sync(~0u, ids, (in_run + ahead) % 32);
+          if (in_run + ahead < 32 && b + ahead < piece.last && elect_one()) {
+            constexpr uint32_t kHalf = kCacheBlockTokens / 2 * kCacheRow * 2;
+            prefetch_l2(static_cast<const char*>(p.pages.data) + (static_cast<int64_t>(later) * 2 + rank) * kHalf,
+                        kHalf);
+          }
+          __syncwarp();
+        }
+      }
+    }
+    const uint32_t stage = n & 1, phase = (n >> 1) & 1;
+#pragma unroll
+    for (int step = 0; step < kLoadSteps; ++step) {
+      barrier_wait(&shared.kv_empty[stage][step], phase ^ 1);
+      if (elect_one()) {
+#pragma unroll
+        for (int i = first_of_step(step); i < first_of_step(step + 1); ++i) {
+          const int box = box_at(i);
+          uint64_t* full = &shared.kv_full[stage][box];
+          barrier_expect(full, kBoxBytes);
+          if constexpr (!kPaired) {
+            tma_load_2d(shared.kv[stage][box], map, full, box * 64, row, hint);
+          } else if ((box < kLatentBoxes ? box & 1 : static_cast<int>(n >> 1) & 1) == rank) {
+            tma_load_2d_multicast(shared.kv[stage][box], map, full, box * 64, row, 3, hint);
+          }
+        }
+      }
+      __syncwarp();
+    }
+  }
+}
+
+/// 16 e4m3 times `scale` as BF16.
+__device__ __forceinline__ void dequantise(const uint4& raw, float scale, uint4& low, uint4& high) {
+  const auto pair = [scale](uint32_t two) {
+    const __half2_raw halves = __nv_cvt_fp8x2_to_halfraw2(static_cast<__nv_fp8x2_storage_t>(two & 0xFFFF), __NV_E4M3);
+    const float2 values = __half22float2(__half2(halves));
+    return pack_bf16(values.x * scale, values.y * scale);
+  };
+  low = {pair(raw.x), pair(raw.x >> 16), pair(raw.y), pair(raw.y >> 16)};
+  high = {pair(raw.z), pair(raw.z >> 16), pair(raw.w), pair(raw.w >> 16)};
+}
+
+/// A thread's share of 16 rows of FP8 latents on their way: rows warp, warp + 4, ... of the 16; 16 latents of each.
+struct Fp8Quarter {
+  uint4 raw[4];
+  float scale;  ///< lane 4 r + s (+ 16): of row r, latents 128 s ...
+};
+
+/// FP8: 128 threads. A warp reads the 512 bytes of a row, 16 a lane. Quarters of a block go through registers, three at
+/// a time on their way; the rotary part needs no arithmetic and is copied straight to its place.
+__device__ __forceinline__ void load_blocks_fp8(const MlaDecode& p, const DecodePiece& piece, DecodeShared& shared,
+                                                uint32_t& n) {
+  constexpr int kRowBytes = 656, kBuffers = 3;
+  const int32_t* table = p.block_tables + static_cast<int64_t>(piece.group.slot) * p.max_blocks + piece.first;
+  const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32;
+  const int box = lane / 4, chunk = lane % 4 * 2,
+            swap = box & 1;  // odd boxes store their halves in the other order: no bank conflict
+  const int quarters = 4 * (piece.last - piece.first);
+  const auto block_data = [&](int block) {
+    return static_cast<const uint8_t*>(p.pages.data) +
+           static_cast<int64_t>(table[block]) * kCacheBlockTokens * kRowBytes;
+  };
+  Fp8Quarter buffers[kBuffers];
+  const auto load = [&](Fp8Quarter& to, int quarter) {
+    const uint8_t* rows = block_data(quarter / 4) + (quarter % 4 * 16 + warp) * kRowBytes;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) to.raw[i] = __ldcg(reinterpret_cast<const uint4*>(rows + 4 * i * kRowBytes) + lane);
+    to.scale = __ldcg(reinterpret_cast<const float*>(rows + lane / 4 % 4 * 4 * kRowBytes + kLatent) + lane % 4);
+  };
+#pragma unroll
+  for (int i = 0; i < kBuffers; ++i) load(buffers[i], i);  // a block has four
+  for (int first = 0; first < quarters; first += kBuffers) {
+#pragma unroll
+    for (int i = 0; i < kBuffers; ++i) {
+      const int quarter = first + i;
+      if (quarter >= quarters) break;
+      const uint32_t stage = n & 1, phase = (n >> 1) & 1;
+      if (quarter % 4 == 0) {
+        for (int step = 0; step < kLoadSteps; ++step) barrier_wait(&shared.kv_empty[stage][step], phase ^ 1);
+        const uint8_t* rope = block_data(quarter / 4) + kLatent + 16;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {  // 64 rows x 8 chunks
+          const int row = 16 * j + thread / 8;
+          cp_async_16(shared.kv[stage][kLatentBoxes] + swizzled(row, thread % 8),
+                      rope + row * kRowBytes + thread % 8 * 16);
+        }
+        cp_async_commit();
+      }
+      uint8_t* to = shared.kv[stage][box];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int row = quarter % 4 * 16 + warp + 4 * j;
+        uint4 low, high;
+        dequantise(buffers[i].raw[j], __shfl_sync(~0u, buffers[i].scale, 4 * j + lane / 8), low, high);
+        *reinterpret_cast<uint4*>(to + swizzled(row, chunk + swap)) = swap ? high : low;
+        *reinterpret_cast<uint4*>(to + swizzled(row, chunk + 1 - swap)) = swap ? low : high;
+      }
+      if (quarter + kBuffers < quarters) load(buffers[i], quarter + kBuffers);
+      if (quarter % 4 == 3) {
+        cp_async_wait<0>();
+        fence_async_proxy();
+        barrier_arrive(&shared.kv_full[stage][0]);
+        ++n;
+      }
+    }
+  }
+}
+
+}  // namespace dsv3::cuda
