@@ -25,6 +25,10 @@ constexpr double kCluster = 0.7;           // two cluster barriers
 constexpr double kExchange = 2.0e4;        // between the SMs of a cluster, into one SM
 constexpr double kStartTiles = 2.5, kTilesEfficiency = 0.75;
 
+int64_t count_blocks(const StreamShape& shape, int64_t m, int64_t n) {
+  return ceil_div(n, shape.weight_rows * shape.peers) * shape.peers * ceil_div(m, shape.tokens) * shape.splits;
+}
+
 double product_bytes(int64_t m, int64_t n, int64_t k) { return static_cast<double>(n * k + m * k + 2 * m * n); }
 
 }  // namespace
@@ -50,14 +54,15 @@ int stream_splits(int64_t n, int64_t k) {
 
 double predict_stream_us(const StreamShape& shape, int64_t m, int64_t n, int64_t k) {
   const bool alone = shape.tokens == 128 && shape.weight_rows == 128;
-  const int64_t blocks = ceil_div(n, shape.weight_rows) * ceil_div(m, shape.tokens) * shape.splits;
+  const int64_t blocks = count_blocks(shape, m, n);
   const int64_t places = alone ? kSms : 2 * kSms;
   // Blocks one after the other, and blocks of the busiest SM; many small blocks even out.
   const auto waves = static_cast<double>(ceil_div(blocks, places));
   const double of_sm = blocks <= places || alone ? static_cast<double>(ceil_div(blocks, kSms)) : static_cast<double>(blocks) / kSms + 0.5;
   const auto stages = static_cast<double>(ceil_div(k / 128, shape.splits));
   const double stage_bytes = 128.0 * (shape.weight_rows + shape.tokens);
-  const double hbm = product_bytes(m, n, k) / kHbm, l2 = static_cast<double>(blocks) * stages * stage_bytes / kL2;
+  const double hbm = product_bytes(m, n, k) / kHbm, l2_bytes = 128.0 * (shape.weight_rows + shape.tokens / shape.peers);
+  const double l2 = static_cast<double>(blocks) * stages * l2_bytes / kL2;
   const double sm = of_sm * stages * stage_bytes / kIntoSm;
   const double stage_us = 128.0 * shape.weight_rows * shape.tokens / (kMacsPerCycle * kCyclesPerUs) + kStageLatency;
   double us = (alone ? kStartAlone : kStart) + std::max({hbm, l2, sm, waves * stages * stage_us});
@@ -78,8 +83,9 @@ StreamShape choose_stream(int64_t m, int64_t n, int64_t k, bool deterministic) {
   for (const StreamTile& tile : kStreamTiles) {
     if (tile.tokens < 32 || tile.tokens > stream_tokens(m)) continue;
     for (const int splits : kStreamSplits) {
+      if (splits * tile.peers > kStreamSplits.back()) continue;
       if (deterministic ? splits != fixed : splits > 1 && k / 128 / splits < kLeastStages) continue;
-      const StreamShape shape{tile.tokens, tile.weight_rows, splits};
+      const StreamShape shape{tile.tokens, tile.weight_rows, splits, tile.peers};
       const double us = predict_stream_us(shape, m, n, k);
       if (us < least) least = us, best = shape;
     }
@@ -104,7 +110,8 @@ GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, bool deterministic) {
   choice.tokens = shape.tokens;
   choice.weight_rows = shape.weight_rows;
   choice.splits = shape.splits;
-  choice.blocks = ceil_div(n, shape.weight_rows) * ceil_div(rows, shape.tokens) * shape.splits;
+  choice.peers = shape.peers;
+  choice.blocks = count_blocks(shape, rows, n);
   return choice;
 }
 
@@ -123,12 +130,12 @@ int grouped_tile_rows(int64_t rows, int64_t top_k, int64_t experts) {
 
 std::string describe(const StreamShape& shape) {
   return std::to_string(shape.tokens) + " tokens x " + std::to_string(shape.weight_rows) + " rows, " + std::to_string(shape.splits) +
-         (shape.splits == 1 ? " split" : " splits");
+         (shape.splits == 1 ? " split" : " splits") + (shape.peers > 1 ? ", pairs" : "");
 }
 
 std::string describe(const GemmChoice& choice) {
   if (choice.kernel == GemmKernel::kTiles) return "tiles";
-  std::string text = "stream: " + describe(StreamShape{choice.tokens, choice.weight_rows, choice.splits}) + ", " +
+  std::string text = "stream: " + describe(StreamShape{choice.tokens, choice.weight_rows, choice.splits, choice.peers}) + ", " +
                      std::to_string(choice.blocks) + " blocks";
   if (choice.launches > 1) text += ", " + std::to_string(choice.launches) + " launches";
   return text;
