@@ -1,11 +1,17 @@
 // y = x W^T for at most 128 rows, at the speed at which W comes from HBM.
 //
-// A block computes kRows weight rows x kTokens tokens over its share of K; `splits` blocks that share a tile form a cluster
+// A block computes kRows weight rows x kTokens tokens (all, or one of several tiles of tokens) over its share of K; `splits` blocks that share a tile form a cluster
 // and add their shares through distributed shared memory, in order of split. The weights of the first stages (all of them for
 // most shapes) are requested before the kernel waits for its predecessor; activations and their scales after.
 //
-// Each token's arithmetic is the same for every kTokens; in deterministic mode the splits depend on n and k alone, too, so that
-// a row's bits never depend on the batch. Otherwise tiles of 128 rows (64 tokens and more) are split further, to fill the SMs.
+// Each token's arithmetic is the same for every tile; in deterministic mode the splits depend on n and k alone, too, so that a
+// row's bits never depend on the batch. Otherwise tile and splits are those of the least predicted time (gemm_choice.h).
+//
+// Pairs: two blocks with neighbouring weight rows and the same share of K load half of the activations each, for both
+// (multicast), which takes half of that traffic from L2. A stage is free when the consumers of both have read it.
+//
+// What bounds many tokens: not HBM but what an SM gets from L2 (rows + tokens of 128 bytes a stage), the latency of a stage
+// (tensor core, then promotion: 0.2 to 0.45 us) where there are few blocks, and the exchange of split tiles.
 //
 // clang-format off
 // Choices and predictions (gemm_choice.h) at 8 rows; in a chain of dependent launches, H100, microseconds:
@@ -39,107 +45,138 @@ struct DenseParams {
   const float* weight_scales;  // [ceil(n / 128)][k_blocks]
   __nv_bfloat16* y;
   int64_t y_stride;
-  int m, n, k_blocks, splits;
+  int m, n, k_blocks, splits, token_tiles;
 };
 
-/// Sums the tile over the splits, in order, and stores this block's share of it: eight rows of one token a thread and turn.
+/// Where a block works: weight rows from row_begin, `tokens` tokens from token_begin, `count` blocks of K from k_begin. Its rank
+/// in the cluster: split * kPeers + peer.
+struct Place {
+  int row_begin, token_begin, tokens, k_begin, count, split, peer;
+};
+
+/// Sums the tile over the splits, in order, and stores this block's even share of it: four rows of one token a thread and turn.
+/// Each block of a cluster reads nearly rows x tokens x 4 bytes from its neighbours, at about 20 bytes/ns.
 /// `tile`: [kTokens][kTilePitch] floats at the same place in each block of the cluster.
-template <int kTokens, int kSplits>
-__device__ void reduce_and_store(const DenseParams& p, const float* tile, int row_begin, int rank, int thread) {
-  using S = Shape<kTokens>;
-  constexpr int kChunks = S::kRows / 8;
+template <class S, int kPeers, int kSplits>
+__device__ void reduce_and_store(const DenseParams& p, const float* tile, const Place& place, int thread) {
+  constexpr int kChunks = S::kRows / 4;
   uint32_t from[kSplits];
 #pragma unroll
-  for (int s = 0; s < kSplits; ++s) from[s] = kSplits > 1 ? cluster_address(tile, s) : 0;
-  for (int c = rank * S::kConsumers + thread; c < p.m * kChunks; c += kSplits * S::kConsumers) {
-    const int token = c / kChunks, row = c % kChunks * 8;
-    if (row_begin + row >= p.n) continue;  // n is a multiple of 8
+  for (int s = 0; s < kSplits; ++s) from[s] = kSplits > 1 ? cluster_address(tile, s * kPeers + place.peer) : 0;
+  const int chunks = place.tokens * kChunks, share = (chunks + kSplits - 1) / kSplits;
+  const int end = min(chunks, (place.split + 1) * share);
+  for (int c = place.split * share + thread; c < end; c += S::kConsumers) {
+    const int token = c / kChunks, row = c % kChunks * 4;
+    if (place.row_begin + row >= p.n) continue;  // n is a multiple of 8
     const int at = token * S::kTilePitch + row;
-    float4 low[kSplits], high[kSplits];
+    float4 sum[kSplits];
 #pragma unroll
     for (int s = 0; s < kSplits; ++s) {
-      if constexpr (kSplits == 1) {
-        low[s] = *reinterpret_cast<const float4*>(tile + at);
-        high[s] = *reinterpret_cast<const float4*>(tile + at + 4);
+      if (kSplits == 1 || s == place.split) {  // its own part: not over the network of the SMs
+        sum[s] = *reinterpret_cast<const float4*>(tile + at);
       } else {
-        low[s] = load_cluster_f32x4(from[s] + at * 4);
-        high[s] = load_cluster_f32x4(from[s] + at * 4 + 16);
+        sum[s] = load_cluster_f32x4(from[s] + at * 4);
       }
     }
 #pragma unroll
-    for (int s = 1; s < kSplits; ++s) {
-      low[0].x += low[s].x, low[0].y += low[s].y, low[0].z += low[s].z, low[0].w += low[s].w;
-      high[0].x += high[s].x, high[0].y += high[s].y, high[0].z += high[s].z, high[0].w += high[s].w;
-    }
-    stream::store_bf16x8(p.y + token * p.y_stride + row_begin + row, low[0], high[0]);
+    for (int s = 1; s < kSplits; ++s) sum[0].x += sum[s].x, sum[0].y += sum[s].y, sum[0].z += sum[s].z, sum[0].w += sum[s].w;
+    stream::store_bf16x4(p.y + (place.token_begin + token) * p.y_stride + place.row_begin + row, sum[0]);
   }
 }
 
-/// Lane 0 of the producer warp.
-template <int kTokens>
-__device__ void produce(const DenseParams& p, const Memory<kTokens>& memory, int row_begin, int k_begin, int count) {
-  using S = Shape<kTokens>;
+/// The producer warp.
+template <int kTokens, int kRows, int kPeers>
+__device__ void produce(const DenseParams& p, const Memory<kTokens, kRows>& memory, const Place& place, int lane) {
+  using S = Shape<kTokens, kRows>;
+  const uint64_t hint = p.token_tiles > 1 ? kEvictNormal : kEvictFirst;  // other blocks read the same weights
   const auto load_weights = [&](int i, int stage) {
     barrier_expect(memory.full(stage), S::kCopyBytes);
-    tma_load_2d(memory.weights(stage), &p.maps.weights, memory.full(stage), (k_begin + i) * 128, row_begin, kEvictFirst);
+    tma_load_2d(memory.weights(stage), &p.maps.weights, memory.full(stage), (place.k_begin + i) * 128, place.row_begin, hint);
   };
   const auto load_tokens = [&](int i, int stage) {
-    tma_load_2d(memory.tokens(stage), &p.maps.tokens, memory.full(stage), (k_begin + i) * 128, 0);
-    tma_load_2d(memory.scales(stage), &p.maps.scales, memory.full(stage), 0, k_begin + i);
+    const int column = (place.k_begin + i) * 128;
+    if constexpr (kPeers == 1) {
+      tma_load_2d(memory.tokens(stage), &p.maps.tokens, memory.full(stage), column, place.token_begin);
+    } else {  // both blocks' barriers count both halves; tokens past m come as zeros, and count
+      constexpr int kHalf = kTokens / kPeers;
+      tma_load_2d_multicast(memory.tokens(stage) + place.peer * kHalf * 128, &p.maps.tokens, memory.full(stage), column,
+                            place.token_begin + place.peer * kHalf, static_cast<uint16_t>(3u << (place.split * kPeers)));
+    }
+    tma_load_2d(memory.scales(stage), &p.maps.scales, memory.full(stage), place.token_begin, place.k_begin + i);
   };
-  const int early = min(count, S::kStages);
-  for (int i = 0; i < early; ++i) load_weights(i, i);
-  wait_for_previous();
-  for (int i = 0; i < early; ++i) load_tokens(i, i);
-  Cursor<S::kStages> at;
-  at.parity = 1;  // the second round
-  for (int i = early; i < count; ++i, at.advance()) {
-    barrier_wait(memory.empty(at.stage), at.parity ^ 1);
-    load_weights(i, at.stage);
-    load_tokens(i, at.stage);
+  const int early = min(place.count, S::kStages);
+  if (lane == 0) {
+    for (int i = 0; i < early; ++i) load_weights(i, i);
   }
+  __syncwarp();
+  if constexpr (kPeers > 1) cluster_wait();  // the peer's barriers are initialized
+  if (lane == 0) {
+    wait_for_previous();
+    for (int i = 0; i < early; ++i) load_tokens(i, i);
+    Cursor<S::kStages> at;
+    at.parity = 1;  // the second round
+    for (int i = early; i < place.count; ++i, at.advance()) {
+      barrier_wait(memory.empty(at.stage), at.parity ^ 1);
+      load_weights(i, at.stage);
+      load_tokens(i, at.stage);
+    }
+  }
+  __syncwarp();
 }
 
-template <int kTokens>
-__global__ void __launch_bounds__(Shape<kTokens>::kThreads, Shape<kTokens>::kBlocksPerSm)
+template <int kTokens, int kRows, int kPeers>
+__global__ void __launch_bounds__(Shape<kTokens, kRows>::kThreads, Shape<kTokens, kRows>::kBlocksPerSm)
     stream_kernel(const __grid_constant__ DenseParams p) {
-  using S = Shape<kTokens>;
+  using S = Shape<kTokens, kRows>;
   launch_dependents();
   extern __shared__ __align__(1024) uint8_t raw_memory[];
-  const Memory<kTokens> memory(raw_memory);
+  const Memory<kTokens, kRows> memory(raw_memory);
   const int thread = threadIdx.x;
-  const int tile = blockIdx.x / p.splits, rank = blockIdx.x % p.splits;  // clusters lie along x: rank = cluster_rank()
-  const int row_begin = tile * S::kRows;
-  const int k_begin = p.k_blocks * rank / p.splits, count = p.k_blocks * (rank + 1) / p.splits - k_begin;
+  // Along x: peers (neighbours in rows), splits (a cluster holds all peers and splits), tiles of tokens (they share weights), rows.
+  Place place;
+  place.peer = blockIdx.x % kPeers;
+  place.split = blockIdx.x / kPeers % p.splits;
+  const int tile = blockIdx.x / (kPeers * p.splits);
+  place.row_begin = (tile / p.token_tiles * kPeers + place.peer) * S::kRows;  // a peer may lie past n: all zeros, nothing stored
+  place.token_begin = tile % p.token_tiles * kTokens;
+  place.tokens = min(kTokens, p.m - place.token_begin);
+  place.k_begin = p.k_blocks * place.split / p.splits;
+  place.count = p.k_blocks * (place.split + 1) / p.splits - place.k_begin;
   if (thread == S::kConsumers) stream::prefetch(p.maps);
-  memory.init_barriers();
+  memory.init_barriers(kPeers);
+  if constexpr (kPeers > 1) cluster_arrive();
   float* partial = reinterpret_cast<float*>(memory.base);
 
   if (thread >= S::kConsumers) {
-    if (thread == S::kConsumers) produce<kTokens>(p, memory, row_begin, k_begin, count);
-    __syncwarp();
+    produce<kTokens, kRows, kPeers>(p, memory, place, thread - S::kConsumers);
   } else {
     float* weight_scales = memory.weight_scales();
-    for (int i = thread; i < count; i += S::kConsumers) {
-      weight_scales[i] = __ldg(p.weight_scales + static_cast<int64_t>(row_begin / 128) * p.k_blocks + k_begin + i);
-    }
+    const float* band = p.weight_scales + static_cast<int64_t>(min(place.row_begin, p.n - 1) / 128) * p.k_blocks + place.k_begin;
+    for (int i = thread; i < place.count; i += S::kConsumers) weight_scales[i] = __ldg(band + i);
     named_barrier_sync(1, S::kConsumers);
+    if constexpr (kPeers > 1) cluster_wait();
     wait_for_previous();  // y may still be read
 
-    const int warp = thread / 32, lane = thread % 32, group = thread / 128;
-    float sum[kTokens / 2] = {}, part[kTokens / 2] = {};
+    constexpr int kMine = S::kGroupTokens;
+    const int warp = thread % 128 / 32, lane = thread % 32, group = thread / 128;
+    const int group_row = S::kShareTokens ? 0 : group * 64, group_token = S::kShareTokens ? group * kMine : 0;
+    const uint32_t peers_empty = kPeers > 1 ? cluster_address(memory.empty(0), place.split * kPeers + (place.peer ^ 1)) : 0;
+    float sum[kMine / 2] = {}, part[kMine / 2] = {};
     Cursor<S::kStages> at;
-    for (int i = 0; i < count; ++i, at.advance()) {
+    for (int i = 0; i < place.count; ++i, at.advance()) {
       barrier_wait(memory.full(at.stage), at.parity);
-      stream::add_stage<kTokens>(sum, part, memory.weights(at.stage) + group * 8192, memory.tokens(at.stage), memory.scales(at.stage),
-                                 weight_scales[i]);
+      stream::add_stage<kMine>(sum, part, memory.weights(at.stage) + group_row * 128, memory.tokens(at.stage) + group_token * 128,
+                               memory.scales(at.stage) + group_token, weight_scales[i]);
       __syncwarp();
-      if (lane == 0) barrier_arrive(memory.empty(at.stage));
+      if (lane == 0) {
+        barrier_arrive(memory.empty(at.stage));
+        if constexpr (kPeers > 1) barrier_arrive_cluster(peers_empty + at.stage * 8);
+      }
     }
     named_barrier_sync(1, S::kConsumers);  // nobody reads the ring any more, and no copy is on its way: the tile goes there
-    float* mine = partial + 2 * (lane % 4) * S::kTilePitch + warp * 16 + lane / 4;
+    float* mine = partial + (group_token + 2 * (lane % 4)) * S::kTilePitch + group_row + warp * 16 + lane / 4;
 #pragma unroll
-    for (int i = 0; i < kTokens / 8; ++i) {
+    for (int i = 0; i < kMine / 8; ++i) {
       mine[8 * i * S::kTilePitch] = sum[4 * i];
       mine[(8 * i + 1) * S::kTilePitch] = sum[4 * i + 1];
       mine[8 * i * S::kTilePitch + 8] = sum[4 * i + 2];
@@ -147,19 +184,21 @@ __global__ void __launch_bounds__(Shape<kTokens>::kThreads, Shape<kTokens>::kBlo
     }
     if (p.splits == 1) {
       named_barrier_sync(1, S::kConsumers);
-      reduce_and_store<kTokens, 1>(p, partial, row_begin, 0, thread);
+      reduce_and_store<S, kPeers, 1>(p, partial, place, thread);
     }
   }
-  if (p.splits == 1) return;
+  if (p.splits == 1 && kPeers == 1) return;
+  __syncwarp();
   cluster_arrive();
-  cluster_wait();
+  cluster_wait();  // also: the peer has arrived on this block's barriers for the last time
+  if (p.splits == 1) return;
   if (thread < S::kConsumers) {
-    switch (p.splits) {  // those of stream_splits()
-      case 2: reduce_and_store<kTokens, 2>(p, partial, row_begin, rank, thread); break;
-      case 3: reduce_and_store<kTokens, 3>(p, partial, row_begin, rank, thread); break;
-      case 4: reduce_and_store<kTokens, 4>(p, partial, row_begin, rank, thread); break;
-      case 6: reduce_and_store<kTokens, 6>(p, partial, row_begin, rank, thread); break;
-      default: reduce_and_store<kTokens, 8>(p, partial, row_begin, rank, thread); break;
+    switch (p.splits) {  // those of kStreamSplits; with peers at most 4
+      case 2: reduce_and_store<S, kPeers, 2>(p, partial, place, thread); break;
+      case 3: reduce_and_store<S, kPeers, 3>(p, partial, place, thread); break;
+      case 4: reduce_and_store<S, kPeers, 4>(p, partial, place, thread); break;
+      case 6: reduce_and_store<S, kPeers, 6>(p, partial, place, thread); break;
+      default: reduce_and_store<S, kPeers, 8>(p, partial, place, thread); break;
     }
   }
   __syncwarp();
@@ -167,12 +206,16 @@ __global__ void __launch_bounds__(Shape<kTokens>::kThreads, Shape<kTokens>::kBlo
   cluster_wait();
 }
 
-template <int kTokens>
-Status start(const DenseParams& p, Stream stream) {
-  using S = Shape<kTokens>;
-  if (Status s = allow_shared_bytes("fp8_gemm_stream", stream_kernel<kTokens>, S::kSharedBytes); !s.ok()) return s;
-  const unsigned tiles = static_cast<unsigned>((p.n + S::kRows - 1) / S::kRows), splits = static_cast<unsigned>(p.splits);
-  return launch("fp8_gemm_stream", stream_kernel<kTokens>, {dim3(tiles * splits), dim3(S::kThreads), S::kSharedBytes, splits}, stream, p);
+template <int kTokens, int kRows, int kPeers>
+Status start(DenseParams& p, Stream stream) {
+  using S = Shape<kTokens, kRows>;
+  const auto kernel = stream_kernel<kTokens, kRows, kPeers>;
+  if (Status s = allow_shared_bytes("fp8_gemm_stream", kernel, S::kSharedBytes); !s.ok()) return s;
+  p.token_tiles = (p.m + kTokens - 1) / kTokens;
+  const int row_tiles = (p.n + kRows * kPeers - 1) / (kRows * kPeers);
+  const unsigned cluster = static_cast<unsigned>(p.splits * kPeers);
+  return launch("fp8_gemm_stream", kernel, {dim3(static_cast<unsigned>(row_tiles * p.token_tiles) * cluster), dim3(S::kThreads),
+                                            S::kSharedBytes, cluster}, stream, p);
 }
 
 }  // namespace
@@ -180,30 +223,44 @@ Status start(const DenseParams& p, Stream stream) {
 Status fp8_gemm_stream(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const GemmOptions& options,
                        const GemmWorkspace&, Stream stream) {
   if (x.rows == 0) return {};
+  return fp8_gemm_stream_with(choose_stream(std::min(x.rows, kStreamMaxRows), w.n, w.k, options.deterministic), x, w, y, stream);
+}
+
+Status fp8_gemm_stream_with(const StreamShape& shape, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, Stream stream) {
+  if (x.rows == 0) return {};
   const char* what = stream::fault(x, w, y);
   if (what == nullptr && x.rows != y.rows) what = "x and y differ in rows";
   if (what == nullptr && x.rows > kStreamMaxRows) what = "more than 128 rows";
   if (what == nullptr && w.count != 1) what = "a dense product of several weights";
+  if (what == nullptr && (std::ranges::find(kStreamSplits, shape.splits) == kStreamSplits.end() || shape.splits > w.k / 128 ||
+                          shape.splits * shape.peers > kStreamSplits.back())) {
+    what = "no such number of splits";
+  }
+  if (what == nullptr && std::ranges::find(kStreamTiles, StreamTile{shape.tokens, shape.weight_rows, shape.peers}) == kStreamTiles.end()) {
+    what = "no such tile";
+  }
   if (what != nullptr) {
     return {Code::kInternal, std::string("fp8_gemm_stream: ") + what + " (m " + std::to_string(x.rows) + ", n " + std::to_string(w.n) +
-                                 ", k " + std::to_string(w.k) + ")"};
+                                 ", k " + std::to_string(w.k) + ", " + describe(shape) + ")"};
   }
   DenseParams p{};
-  const int tokens = stream_tokens(x.rows);
-  if (Status s = stream::make_maps(x, w, stream_weight_rows(tokens), tokens, &p.maps); !s.ok()) return s;
+  if (Status s = stream::make_maps(x, w, shape.weight_rows, shape.tokens, &p.maps, shape.tokens / shape.peers); !s.ok()) return s;
   p.weight_scales = w.scales;
   p.y = y.data;
   p.y_stride = y.stride;
   p.m = static_cast<int>(x.rows);
   p.n = static_cast<int>(w.n);
   p.k_blocks = static_cast<int>(w.k / 128);
-  p.splits = choose_gemm(x.rows, w.n, w.k, options.deterministic).splits;
-  switch (tokens) {
-    case 8: return start<8>(p, stream);
-    case 16: return start<16>(p, stream);
-    case 32: return start<32>(p, stream);
-    case 64: return start<64>(p, stream);
-    default: return start<128>(p, stream);
+  p.splits = shape.splits;
+  const bool narrow = shape.weight_rows == 64, pair = shape.peers == 2;
+  switch (shape.tokens) {
+    case 8: return start<8, 64, 1>(p, stream);
+    case 16: return start<16, 64, 1>(p, stream);
+    case 32: return start<32, 64, 1>(p, stream);
+    case 64: return narrow ? start<64, 64, 1>(p, stream) : start<64, 128, 1>(p, stream);
+    default:
+      if (pair) return narrow ? start<128, 64, 2>(p, stream) : start<128, 128, 2>(p, stream);
+      return narrow ? start<128, 64, 1>(p, stream) : start<128, 128, 1>(p, stream);
   }
 }
 

@@ -1,18 +1,40 @@
 // Which kernel computes a product, and how it is cut: pure functions of shapes, tested without a GPU.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
+
+#include "../common/types.h"
+#include "dsv3/base/status.h"
 
 namespace dsv3::cuda {
 
 enum class GemmKernel { kStream, kTiles };
+
+/// What a block of the streaming kernel computes: rows of x times rows of W.
+/// peers = 2: two blocks with neighbouring rows of W share their loads of x.
+struct StreamTile {
+  int tokens = 0, weight_rows = 0, peers = 1;
+  bool operator==(const StreamTile&) const = default;
+};
+/// All that are compiled. {128, 128} has a multiprocessor to itself, of the others it holds two.
+inline constexpr std::array<StreamTile, 9> kStreamTiles = {
+    {{8, 64}, {16, 64}, {32, 64}, {64, 64}, {64, 128}, {128, 64}, {128, 128}, {128, 64, 2}, {128, 128, 2}}};
+/// Blocks that may share the K of a tile. 8: the portable size of a cluster (splits * peers).
+inline constexpr std::array<int, 6> kStreamSplits = {1, 2, 3, 4, 6, 8};
+
+struct StreamShape {
+  int tokens = 0, weight_rows = 0, splits = 1, peers = 1;
+  bool operator==(const StreamShape&) const = default;
+};
 
 struct GemmChoice {
   GemmKernel kernel = GemmKernel::kStream;
   int tokens = 0;       ///< rows of x a block computes (kStream)
   int weight_rows = 0;  ///< rows of W a block computes (kStream)
   int splits = 1;       ///< blocks that share the K of a tile: a cluster (kStream)
+  int peers = 1;        ///< blocks that share loads of x (kStream)
   int launches = 1;     ///< kStream in deterministic mode with many rows: slices of kStreamMaxRows
   int64_t blocks = 0;   ///< of one launch (kStream)
 };
@@ -26,15 +48,22 @@ GemmKernel choose_grouped_gemm(int tile_rows, bool deterministic);
 
 /// Smallest of 8, 16, 32, 64, 128 that holds m <= 128 rows.
 int stream_tokens(int64_t m);
-/// Rows of W of a block: 64, or 128 (two warpgroups share the activations) where activations weigh as much as weights.
+/// Rows of W of a block of the grouped kernel: 64, or 128 (two warpgroups share the activations) for 64 tokens and more.
 int stream_weight_rows(int tokens);
-/// Splits of K: 1, 2, 3, 4, 6 or 8, for a kernel of so many tokens a block. In deterministic mode the splits of 8 tokens serve
-/// all batches, so that the bits of a row do not depend on the batch.
-int stream_splits(int64_t n, int64_t k, int tokens);
+/// Splits of K for few rows, and in deterministic mode for all, so that the bits of a row do not depend on the batch.
+int stream_splits(int64_t n, int64_t k);
+/// Tile and splits for m <= 128 rows: up to 32 the smallest tile that holds them, above the one with the least predicted time.
+StreamShape choose_stream(int64_t m, int64_t n, int64_t k, bool deterministic);
 
-/// Microseconds of a streaming product in a chain of dependent launches: bytes / 3.1 TB/s, plus 0.3, plus 0.7 when split.
-double predict_stream_us(int64_t m, int64_t n, int64_t k);
+/// Microseconds in a chain of dependent launches: of a streaming product, and of the best tensor-core tile.
+double predict_stream_us(const StreamShape& shape, int64_t m, int64_t n, int64_t k);
+double predict_tiles_us(int64_t m, int64_t n, int64_t k);
 
+/// fp8_gemm_stream() with a given tile and splits (tests and tuning); x.rows <= 128.
+Status fp8_gemm_stream_with(const StreamShape& shape, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, Stream stream);
+
+/// "64 tokens x 128 rows, 2 splits"; ", pairs" where blocks share x
+std::string describe(const StreamShape& shape);
 /// "stream: 8 tokens x 64 rows, 4 splits, 132 blocks".
 std::string describe(const GemmChoice& choice);
 

@@ -1,7 +1,8 @@
 // What the dense and the grouped streaming kernel share. Operands are swapped: 64 weight rows are the M of wgmma, the tokens
 // its N, so that few tokens cost few registers and the ring of stages can be deep.
 //
-// A block: one or two consumer warpgroups (64 weight rows each) and, last, a producer warp. A stage of the ring is 128 of K:
+// A block: one or two consumer warpgroups (each with 64 of the weight rows, or, with 64 rows and 128 tokens, with 64 of the
+// tokens) and, last, a producer warp. A stage of the ring is 128 of K:
 //   weights [kRows][128] e4m3, tokens [kTokens][128] e4m3 (both swizzled by 128 bytes), the tokens' scales [kTokens] float.
 #pragma once
 
@@ -14,14 +15,16 @@ namespace dsv3::cuda::stream {
 
 inline constexpr int kMaxKBlocks = 256;  // of one split: K <= 32768
 
-template <int kTokens>
+template <int kTokens, int kRowsOfBlock = kTokens >= 64 ? 128 : 64>
 struct Shape {
-  static constexpr int kWarpgroups = kTokens >= 64 ? 2 : 1;
-  static constexpr int kRows = 64 * kWarpgroups;
+  static constexpr int kRows = kRowsOfBlock;
+  static constexpr bool kShareTokens = kRows == 64 && kTokens == 128;  // both warpgroups take all rows and half of the tokens
+  static constexpr int kWarpgroups = kRows == 128 || kShareTokens ? 2 : 1;
+  static constexpr int kGroupTokens = kShareTokens ? kTokens / 2 : kTokens;  // of a warpgroup
   static constexpr int kConsumers = 128 * kWarpgroups;  // threads
   static constexpr int kThreads = kConsumers + 32;
   // Two blocks (or one and the next kernel's) share an SM, so that one loads while the other starts or ends.
-  static constexpr int kBlocksPerSm = kTokens <= 64 ? 2 : 1;
+  static constexpr int kBlocksPerSm = kTokens <= 64 || kRows == 64 ? 2 : 1;
 
   static constexpr int kWeightBytes = kRows * 128;
   static constexpr int kTokenBytes = kTokens * 128;
@@ -43,7 +46,7 @@ struct Shape {
   static constexpr int kBudget = kBlocksPerSm == 2 ? 115712 : 232448;  // (228 KiB - 1 KiB a block) / blocks; 227 KiB
   static constexpr int kStages = (kBudget - kFixedBytes) / kStageBytes;
   static_assert(kStages >= 4 && kStages * 16 <= 256);
-  static_assert(kTokens * kTilePitch * 4 <= kStages * kWeightBytes);
+  static_assert(kTokens * kTilePitch * 4 <= kStages * (kWeightBytes + kTokenBytes));
 
   static constexpr int kTokensAt = kStages * kWeightBytes;
   static constexpr int kScalesAt = kTokensAt + kStages * kTokenBytes;
@@ -55,9 +58,9 @@ struct Shape {
 };
 
 /// A block's shared memory by name.
-template <int kTokens>
+template <int kTokens, int kRows = Shape<kTokens>::kRows>
 struct Memory {
-  using S = Shape<kTokens>;
+  using S = Shape<kTokens, kRows>;
   uint8_t* base;
   __device__ explicit Memory(uint8_t* raw) : base(raw + ((1024 - (shared_address(raw) & 1023)) & 1023)) {}
   __device__ uint8_t* weights(int stage) const { return base + stage * S::kWeightBytes; }
@@ -68,12 +71,12 @@ struct Memory {
   __device__ uint64_t* full(int stage) const { return reinterpret_cast<uint64_t*>(base + S::kBarriersAt) + stage; }
   __device__ uint64_t* empty(int stage) const { return full(S::kStages + stage); }
 
-  /// By all threads. full: one arrival (the producer's, with the bytes); empty: one of each consumer warp.
-  __device__ void init_barriers() const {
+  /// By all threads. full: one arrival (the producer's, with the bytes); empty: one of each consumer warp of `peers` blocks.
+  __device__ void init_barriers(int peers = 1) const {
     if (threadIdx.x == 0) {
       for (int s = 0; s < S::kStages; ++s) {
         barrier_init(full(s), 1);
-        barrier_init(empty(s), S::kConsumers / 32);
+        barrier_init(empty(s), peers * S::kConsumers / 32);
       }
       fence_barrier_init();
     }
@@ -122,6 +125,10 @@ __device__ inline void add_stage(float (&sum)[kTokens / 2], float (&part)[kToken
   }
 }
 
+/// Four floats as four BF16 at `to` (on 8 bytes).
+__device__ inline void store_bf16x4(__nv_bfloat16* to, const float4& a) {
+  *reinterpret_cast<uint2*>(to) = {pack_bf16(a.x, a.y), pack_bf16(a.z, a.w)};
+}
 /// Eight floats as eight BF16 at `to` (on 16 bytes).
 __device__ inline void store_bf16x8(__nv_bfloat16* to, const float4& a, const float4& b) {
   *reinterpret_cast<uint4*>(to) = {pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w)};
@@ -137,11 +144,12 @@ __device__ inline void prefetch(const Maps& maps) {
   prefetch_tensor_map(&maps.tokens);
   prefetch_tensor_map(&maps.scales);
 }
-inline Status make_maps(const Fp8Rows& x, const Fp8Weight& w, int weight_box, int token_box, Maps* maps) {
+/// Boxes: rows of W, tokens (of the scales), and tokens of one copy of activations (0: as many).
+inline Status make_maps(const Fp8Rows& x, const Fp8Weight& w, int weight_box, int token_box, Maps* maps, int copy_tokens = 0) {
   const TensorMap2d weights{.data = w.data, .rows = static_cast<uint64_t>(w.n * w.count), .cols = static_cast<uint64_t>(w.k),
                             .row_bytes = static_cast<uint64_t>(w.k), .box_rows = static_cast<uint32_t>(weight_box), .box_cols = 128};
   const TensorMap2d tokens{.data = x.data, .rows = static_cast<uint64_t>(x.rows), .cols = static_cast<uint64_t>(x.cols),
-                           .row_bytes = static_cast<uint64_t>(x.cols), .box_rows = static_cast<uint32_t>(token_box), .box_cols = 128};
+                           .row_bytes = static_cast<uint64_t>(x.cols), .box_rows = static_cast<uint32_t>(copy_tokens > 0 ? copy_tokens : token_box), .box_cols = 128};
   // [k / 128][rows]: columns past the rows come as zeros, whatever the padding holds.
   const TensorMap2d scales{.data = x.scales, .type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32, .element_bytes = 4,
                            .rows = static_cast<uint64_t>(x.cols / 128), .cols = static_cast<uint64_t>(x.rows),
