@@ -20,7 +20,7 @@ constexpr int absorb_width(int64_t heads) { return heads >= 32 ? 128 : 64; }
 struct AbsorbQueries {
   const Bf16* q = nullptr;     ///< [rows, heads * 192]; 128 plain, then 64 turned (not read here)
   int64_t q_stride = 0;        ///< a multiple of 8
-  Bf16Weight kv_b;             ///< [heads * 256, 512]: per head 128 rows W_K, then 128 rows W_V
+  Bf16Weight kv_b{};           ///< [heads * 256, 512]: per head 128 rows W_K, then 128 rows W_V
   Bf16* absorbed_q = nullptr;  ///< [rows, heads, 576] packed; the last 64 of each are left alone
   int64_t rows = 0;
   int32_t heads = 0;
@@ -32,9 +32,9 @@ Status absorb_queries(const AbsorbQueries& p, Stream stream);
 /// quantise(), of the unrounded values), or both.
 struct ExpandValues {
   const Bf16* latent = nullptr;  ///< [rows, heads, 512] packed
-  Bf16Weight kv_b;
-  Bf16Matrix out;    ///< [rows, heads * 128] or null
-  Fp8Rows quantised;  ///< [rows, heads * 128] or null
+  Bf16Weight kv_b{};
+  Bf16Matrix out{};     ///< [rows, heads * 128] or null
+  Fp8Rows quantised{};  ///< [rows, heads * 128] or null
   bool ue8m0 = false;
   int64_t rows = 0;
   int32_t heads = 0;
