@@ -81,5 +81,6 @@ void bench_mla_decode(const Options& options, Report& report);    // mla_decode_
 void bench_mla_prefill(const Options& options, Report& report);   // mla_prefill_bench.cu
 void bench_rows(const Options& options, Report& report);          // rows_bench.cu: norms, gate, permutation, rope
 void bench_sampling(const Options& options, Report& report);      // sampling_bench.cu
+void bench_absorb(const Options& options, Report& report);        // absorb_bench.cu: head products of decode
 
 }  // namespace dsv3::cuda::bench

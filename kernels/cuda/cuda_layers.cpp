@@ -6,6 +6,7 @@
 
 #include "common/cuda_status.h"
 #include "cuda_ops.h"
+#include "mla/absorb.h"
 #include "norm/norm.h"
 
 namespace dsv3::cuda {
@@ -55,10 +56,6 @@ void CudaOps::bf16_product(const Bf16Matrix& x, const Bf16Weight& w, const Tenso
   }
 }
 
-void CudaOps::head_product(const HeadProduct& p) {
-  note(options_.deterministic ? simple_head_product(p, stream_) : blas_->head_product(p, stream_));
-}
-
 void CudaOps::silu_mul(int64_t rows, const Tensor& gate_up, const Linear& next, Tensor out) {
   const bool quantised = options_.w8a8 && next.fp8;
   note(cuda::silu_mul(bf16(gate_up, rows), quantised ? Bf16Matrix{} : bf16(out, rows), quantised ? quantised_rows(out, rows) : Fp8Rows{},
@@ -67,7 +64,12 @@ void CudaOps::silu_mul(int64_t rows, const Tensor& gate_up, const Linear& next, 
 
 void CudaOps::quantise(int64_t rows, Tensor x, const Linear& next) {
   if (!options_.w8a8 || !next.fp8) return;
-  note(cuda::quantise(bf16(x, rows), quantised_rows(x, rows), options_.ue8m0, stream_));
+  const auto part = [&](int64_t first, int64_t count) {
+    note(cuda::quantise({row_of(x, first), count, x.cols, x.stride}, quantised_part(x, first, count), options_.ue8m0, stream_));
+  };
+  if (x.data != attended_.data) return part(0, rows);
+  for (const auto& [first, count] : attended_.plain) part(first, count);
+  attended_.data = nullptr;
 }
 
 // ---- attention -----------------------------------------------------------------------------------------------------------
@@ -96,26 +98,46 @@ void CudaOps::rope_and_cache(const Batch& batch, const AttentionShape& shape, in
 
 void CudaOps::attention(const Batch&, const AttentionShape&, int64_t cache_layer, const KvProjection& kv_b, const Tensor& q, Tensor out) {
   const auto& weight = static_cast<const CudaKvProjection&>(kv_b);
+  attended_.data = out.data;
+  attended_.plain.clear();
   attend_decode(cache_layer, weight, q, out);
   if (!pass_->recomputed.empty()) attend_recomputed(cache_layer, weight, q, out);
   if (!pass_->spans.empty()) attend_expanded(cache_layer, weight, q, out);
 }
 
-void CudaOps::absorbed(const MlaDecode& shape, int64_t rows, const CudaKvProjection& kv_b, const Tensor& q, Tensor out) {
+void CudaOps::absorbed(const MlaDecode& shape, int64_t first, int64_t rows, const CudaKvProjection& kv_b, const Tensor& q, Tensor out) {
+  // Deterministic: the same kernels for any number of rows, so that a row's bits do not depend on it.
+  if (rows <= kMaxAbsorbRows || options_.deterministic) {
+    note(absorb_queries({.q = row_of(q, first), .q_stride = q.stride, .kv_b = kv_b.weight, .absorbed_q = absorbed_q_, .rows = rows,
+                         .heads = heads_},
+                        stream_));
+    note(mla_decode(shape, mla_workspace_, stream_));
+    // BF16 as well: the output projection may be a BF16 one even where others are FP8.
+    const bool quantised = quantised_.contains(out.data);
+    note(expand_values({.latent = absorbed_out_, .kv_b = kv_b.weight, .out = {row_of(out, first), rows, out.cols, out.stride},
+                        .quantised = quantised ? quantised_part(out, first, rows) : Fp8Rows{}, .ue8m0 = options_.ue8m0, .rows = rows,
+                        .heads = heads_},
+                       stream_));
+    return;
+  }
   constexpr int64_t kHeadRows = kNope + kValue;
-  head_product({.x = static_cast<const Bf16*>(q.data), .x_row = q.stride, .x_head = kQueryHead,
-                .w = kv_b.weight.data, .w_head = kHeadRows * kLatent, .w_stride = kLatent, .transposed = true,
-                .y = absorbed_q_, .y_row = int64_t{heads_} * kCacheRow, .y_head = kCacheRow,
-                .rows = rows, .heads = heads_, .n = kLatent, .k = kNope});
+  note(blas_->head_product({.x = row_of(q, first), .x_row = q.stride, .x_head = kQueryHead,
+                            .w = kv_b.weight.data, .w_head = kHeadRows * kLatent, .w_stride = kLatent, .transposed = true,
+                            .y = absorbed_q_, .y_row = int64_t{heads_} * kCacheRow, .y_head = kCacheRow,
+                            .rows = rows, .heads = heads_, .n = kLatent, .k = kNope},
+                           stream_));
   note(mla_decode(shape, mla_workspace_, stream_));
-  head_product({.x = absorbed_out_, .x_row = int64_t{heads_} * kLatent, .x_head = kLatent,
-                .w = kv_b.weight.data + kNope * kLatent, .w_head = kHeadRows * kLatent, .w_stride = kLatent, .transposed = false,
-                .y = static_cast<Bf16*>(out.data), .y_row = out.stride, .y_head = kValue,
-                .rows = rows, .heads = heads_, .n = kValue, .k = kLatent});
+  note(blas_->head_product({.x = absorbed_out_, .x_row = int64_t{heads_} * kLatent, .x_head = kLatent,
+                            .w = kv_b.weight.data + kNope * kLatent, .w_head = kHeadRows * kLatent, .w_stride = kLatent,
+                            .transposed = false,
+                            .y = row_of(out, first), .y_row = out.stride, .y_head = kValue,
+                            .rows = rows, .heads = heads_, .n = kValue, .k = kLatent},
+                           stream_));
+  attended_.add_plain(first, rows);
 }
 
 void CudaOps::attend_decode(int64_t cache_layer, const CudaKvProjection& kv_b, const Tensor& q, Tensor out) {
-  if (pass_->decode_rows > 0) absorbed(decode_shape(cache_layer), pass_->decode_rows, kv_b, q, out);
+  if (pass_->decode_rows > 0) absorbed(decode_shape(cache_layer), 0, pass_->decode_rows, kv_b, q, out);
 }
 
 /// Output tokens of a preempted sequence, computed again in the form that they were first computed in. Rare.
@@ -144,7 +166,7 @@ void CudaOps::attend_recomputed(int64_t cache_layer, const CudaKvProjection& kv_
     shape.num_groups = static_cast<int32_t>(local.size());
     shape.max_group_rows = kMaxGroupRows;
     note(mla_decode_schedule(shape, mla_workspace_, stream_));
-    absorbed(shape, rows, kv_b, q.slice_rows(first, rows), out.slice_rows(first, rows));
+    absorbed(shape, first, rows, kv_b, q, out);
     begin = end;
   }
   schedule_decode();  // of the decode rows, for the next layer
@@ -172,6 +194,7 @@ void CudaOps::attend_expanded(int64_t cache_layer, const CudaKvProjection& kv_b,
   };
   for (size_t i = 0; i < pass_->spans.size(); ++i) {
     PrefillSpan span = pass_->spans[i];
+    attended_.add_plain(span.row_begin, span.rows);
     const int32_t slot = pass_->span_slots[i];
     if (keys + span.keys > expanded_keys_) attend(false);
     if (span.keys <= expanded_keys_) {

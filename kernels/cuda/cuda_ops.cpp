@@ -110,10 +110,10 @@ Tensor CudaOps::alloc(std::string_view name, int64_t rows, int64_t cols, BufferK
   return t;
 }
 
-Fp8Rows CudaOps::quantised_rows(const Tensor& x, int64_t rows) const {
+Fp8Rows CudaOps::quantised_part(const Tensor& x, int64_t first, int64_t rows) const {
   const auto found = quantised_.find(x.data);
   DSV3_CHECK(found != quantised_.end(), "an FP8 product of a buffer without FP8 form");
-  return {found->second.data, found->second.scales, rows, x.cols, found->second.rows};
+  return {found->second.data + first * x.cols, found->second.scales + first, rows, x.cols, found->second.rows};
 }
 
 KvPages CudaOps::pages(int64_t cache_layer) const {

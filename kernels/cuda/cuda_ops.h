@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "arena.h"
@@ -118,6 +119,19 @@ class CudaOps final : public Ops {
     float* scales = nullptr;
     int64_t rows = 0;
   };
+  /// The attention's output between attention() and quantise(): expand_values() writes most decode rows in both forms, and only the
+  /// others are left to quantise().
+  struct Attended {
+    const void* data = nullptr;
+    std::vector<std::pair<int64_t, int64_t>> plain;   ///< first row, rows: BF16 only
+    void add_plain(int64_t first, int64_t rows) {
+      if (!plain.empty() && plain.back().first + plain.back().second == first) {
+        plain.back().second += rows;
+      } else {
+        plain.emplace_back(first, rows);
+      }
+    }
+  };
   struct ExpertBuffers {   // sized for the largest step
     int64_t capacity = 0;
     ExpertOrder order;
@@ -134,20 +148,21 @@ class CudaOps final : public Ops {
   }
   template <class T>
   T* take(Arena::Part part, std::string_view name, int64_t count);
-  Fp8Rows quantised_rows(const Tensor& x, int64_t rows) const;
+  Fp8Rows quantised_rows(const Tensor& x, int64_t rows) const { return quantised_part(x, 0, rows); }
+  /// The FP8 form of rows [first, first + rows) of a whole buffer.
+  Fp8Rows quantised_part(const Tensor& x, int64_t first, int64_t rows) const;
   Result<Fp8Weight> load_fp8(std::span<const MatrixReader* const> readers);
   Result<Bf16Weight> load_bf16(std::span<const MatrixReader* const> readers);
   Status alloc_attention(const AttentionShape& shape);
   Status alloc_experts(const CudaExperts& experts, int64_t top_k);
   KvPages pages(int64_t cache_layer) const;
   void bf16_product(const Bf16Matrix& x, const Bf16Weight& w, const Tensor& y);
-  void head_product(const HeadProduct& p);
   void schedule_decode();
   void attend_decode(int64_t cache_layer, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
   void attend_recomputed(int64_t cache_layer, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
   void attend_expanded(int64_t cache_layer, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
-  /// Absorbed attention of `rows` rows whose turned key parts lie in absorbed_q_ already.
-  void absorbed(const MlaDecode& shape, int64_t rows, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
+  /// Absorbed attention of rows [first, first + rows) of q and out, whose turned key parts lie in absorbed_q_ already.
+  void absorbed(const MlaDecode& shape, int64_t first, int64_t rows, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
   MlaDecode decode_shape(int64_t cache_layer) const;
   void add_times();
   Status capture(const std::function<void()>& body, cudaGraphExec_t* graph);
@@ -163,6 +178,7 @@ class CudaOps final : public Ops {
   GemmWorkspace gemm_workspace_;
   MlaWorkspace mla_workspace_;
   std::unordered_map<const void*, Quantised> quantised_;   // by the BF16 buffer's address
+  Attended attended_;
   char* cache_ = nullptr;
   int64_t cache_layer_bytes_ = 0;
   int32_t max_blocks_ = 0;   // of one slot

@@ -1,0 +1,45 @@
+// The head products around decode attention: queries into the latent space, outputs out of it (model.md 4.3). For few rows: both stream
+// kv_b once per 64 rows at the speed of HBM, requested before the kernel in front of them has ended. Launchers check and enqueue.
+#pragma once
+
+#include "../common/types.h"
+#include "dsv3/base/status.h"
+
+namespace dsv3::cuda {
+
+/// Up to here the launchers below beat a batched GEMM. They take any number of rows all the same.
+inline constexpr int64_t kMaxAbsorbRows = 128;
+
+/// Columns of the 512 latents that a block takes: 128, or 64 where there are too few heads to keep every SM busy. Pure.
+constexpr int absorb_width(int64_t heads) { return heads >= 32 ? 128 : 64; }
+
+// A row's bits depend on its own inputs and on `width` alone, not on the number of rows or its place among them: sums run over k in one
+// order; expand_values() adds its slices of the latent in order.
+
+/// absorbed_q[r][h][c] = sum over n < 128 of q[r][h * 192 + n] * W_K[h][n][c], c < 512; rounded to BF16.
+struct AbsorbQueries {
+  const Bf16* q = nullptr;     ///< [rows, heads * 192]; 128 plain, then 64 turned (not read here)
+  int64_t q_stride = 0;        ///< a multiple of 8
+  Bf16Weight kv_b{};           ///< [heads * 256, 512]: per head 128 rows W_K, then 128 rows W_V
+  Bf16* absorbed_q = nullptr;  ///< [rows, heads, 576] packed; the last 64 of each are left alone
+  int64_t rows = 0;
+  int32_t heads = 0;
+  int width = 0;  ///< 0: absorb_width(heads)
+};
+Status absorb_queries(const AbsorbQueries& p, Stream stream);
+
+/// out[r][h * 128 + v] = sum over c < 512 of latent[r][h][c] * W_V[h][v][c]: to BF16, to e4m3 with a scale per row and head (norm.h
+/// quantise(), of the unrounded values), or both.
+struct ExpandValues {
+  const Bf16* latent = nullptr;  ///< [rows, heads, 512] packed
+  Bf16Weight kv_b{};
+  Bf16Matrix out{};     ///< [rows, heads * 128] or null
+  Fp8Rows quantised{};  ///< [rows, heads * 128] or null
+  bool ue8m0 = false;
+  int64_t rows = 0;
+  int32_t heads = 0;
+  int width = 0;
+};
+Status expand_values(const ExpandValues& p, Stream stream);
+
+}  // namespace dsv3::cuda

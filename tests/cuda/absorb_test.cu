@@ -1,0 +1,292 @@
+// Head products around decode attention against float64: widths of slices, ragged rows, both outputs, and bits that do not depend on
+// the number of rows.
+#include "kernels/cuda/mla/absorb.h"
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "rows_reference.h"
+#include "simple_reference.cuh"
+
+namespace dsv3::cuda {
+namespace {
+
+using namespace testing;
+
+constexpr int64_t kWeightRows = kNope + kValue;
+
+/// One thread an output: y[r][h][i] = sum over k of x(r, h, k) W(h, i, k); W_K transposed or W_V plain.
+__global__ void heads_kernel(const Bf16* x, int64_t x_row, int64_t x_head, const Bf16* kv_b, bool values, double* y, int64_t rows,
+                             int heads) {
+  const int n = values ? kValue : kLatent, k = values ? kLatent : kNope;
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (at >= rows * heads * n) return;
+  const int64_t row = at / n / heads;
+  const int head = static_cast<int>(at / n % heads), i = static_cast<int>(at % n);
+  const Bf16* w = kv_b + (head * kWeightRows + (values ? kNope + i : 0)) * kLatent + (values ? 0 : i);
+  double sum = 0;
+  for (int j = 0; j < k; ++j) {
+    sum += static_cast<double>(__bfloat162float(x[row * x_row + head * x_head + j])) *
+           static_cast<double>(__bfloat162float(w[static_cast<int64_t>(j) * (values ? 1 : kLatent)]));
+  }
+  y[at] = sum;
+}
+
+std::vector<double> reference(const Bf16* x, int64_t x_row, int64_t x_head, const Bf16* kv_b, bool values, int64_t rows, int heads) {
+  const int64_t count = rows * heads * (values ? kValue : kLatent);
+  const Guarded<double> y(static_cast<size_t>(count));
+  if (count > 0) heads_kernel<<<static_cast<unsigned>((count + 127) / 128), 128>>>(x, x_row, x_head, kv_b, values, y.get(), rows, heads);
+  expect_synced();
+  return y.download();
+}
+
+struct Weights {
+  explicit Weights(int heads) : data(random_bf16(heads * kWeightRows * kLatent, 7, 0.05f)), heads(heads) {}
+  Bf16Weight view() const { return {data.get(), heads * kWeightRows, kLatent, 1}; }
+  Guarded<Bf16> data;
+  int heads;
+};
+
+std::string case_name(int64_t rows, int heads, int width) {
+  return std::to_string(rows) + " rows, " + std::to_string(heads) + " heads, width " + std::to_string(width);
+}
+
+/// Queries whose turned parts are NaN: nobody may read them.
+std::vector<Bf16> queries(int64_t rows, int heads, int64_t stride) {
+  std::vector<Bf16> q = random_bf16(rows * stride, 3);
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t i = 0; i < stride; ++i) {
+      if (i >= heads * kQueryHead || i % kQueryHead >= kNope) q[static_cast<size_t>(r * stride + i)] = to_bf16(NAN);
+    }
+  }
+  return q;
+}
+
+void check_queries(const Weights& weights, int64_t rows, int width) {
+  const int heads = weights.heads;
+  const std::string name = case_name(rows, heads, width);
+  const int64_t stride = heads * kQueryHead + 8;
+  const Guarded<Bf16> q(queries(rows, heads, stride));
+  Guarded<Bf16> out(static_cast<size_t>(rows * heads * kCacheRow));
+  std::vector<Bf16> first;
+  for (int time = 0; time < 2; ++time) {
+    out.poison();
+    EXPECT_OK(absorb_queries({.q = q.get(), .q_stride = stride, .kv_b = weights.view(), .absorbed_q = out.get(), .rows = rows,
+                              .heads = heads, .width = width}, nullptr));
+    expect_synced();
+    const std::vector<Bf16> got = rows_of(out.download(), rows * heads, kLatent, kCacheRow, name);
+    if (time == 1) EXPECT_TRUE(same_bits(first, got)) << name << ": other bits the second time";
+    first = got;
+  }
+  EXPECT_TRUE(out.guards_intact()) << name;
+  if (rows == 0) return;
+  expect_close(from_bf16(first), reference(q.get(), stride, kQueryHead, weights.data.get(), false, rows, heads), kLatent, false, name);
+}
+
+void check_values(const Weights& weights, int64_t rows, int width, bool ue8m0) {
+  const int heads = weights.heads;
+  const std::string name = case_name(rows, heads, width) + (ue8m0 ? ", ue8m0" : "");
+  const int64_t cols = int64_t{heads} * kValue, stride = cols + 8;
+  const Guarded<Bf16> latent(random_bf16(rows * heads * kLatent, 5));
+  const Guarded<Bf16> out(static_cast<size_t>(rows * stride)), alone(static_cast<size_t>(rows * stride));
+  const Fp8Buffer quantised(rows, cols), quantised_alone(rows, cols);
+  ExpandValues p{.latent = latent.get(), .kv_b = weights.view(), .out = {out.get(), rows, cols, stride}, .quantised = quantised.view(),
+                 .ue8m0 = ue8m0, .rows = rows, .heads = heads, .width = width};
+  EXPECT_OK(expand_values(p, nullptr));
+  p.quantised = {};
+  p.out.data = alone.get();
+  EXPECT_OK(expand_values(p, nullptr));
+  p.out = {};
+  p.quantised = quantised_alone.view();
+  EXPECT_OK(expand_values(p, nullptr));
+  expect_synced();
+  const std::vector<Bf16> got = rows_of(out.download(), rows, cols, stride, name);
+  EXPECT_TRUE(same_bits(got, rows_of(alone.download(), rows, cols, stride, name))) << name << ": BF16 alone differs";
+  EXPECT_TRUE(same_bits(quantised.data.download(), quantised_alone.data.download())) << name << ": e4m3 alone differs";
+  EXPECT_TRUE(same_bits(quantised.scales.download(), quantised_alone.scales.download())) << name << ": scales alone differ";
+  EXPECT_TRUE(out.guards_intact() && alone.guards_intact() && quantised_alone.guards_intact()) << name;
+  if (rows == 0) return;
+  const std::vector<double> want = reference(latent.get(), int64_t{heads} * kLatent, kLatent, weights.data.get(), true, rows, heads);
+  expect_close(from_bf16(got), want, cols, false, name);
+  // 32 steps of the tensor core, each cut off at about 2^-23 of the sum: far below 1e-4 of the largest of 128 values.
+  expect_fp8(quantised, want, ue8m0, 1e-4, name);
+}
+
+TEST(CudaAbsorb, Queries) {
+  DSV3_NEEDS_GPU();
+  for (const int heads : {8, 16}) {
+    const Weights weights(heads);
+    for (const int64_t rows : {0, 1, 3, 8, 17, 64, 65}) {
+      check_queries(weights, rows, 64);
+      if (heads == 8) check_queries(weights, rows, 128);
+    }
+  }
+}
+
+TEST(CudaAbsorb, Values) {
+  DSV3_NEEDS_GPU();
+  for (const int heads : {8, 16}) {
+    const Weights weights(heads);
+    for (const int64_t rows : {0, 1, 3, 8, 17, 64, 65}) {
+      check_values(weights, rows, 64, rows % 2 == 0);
+      if (heads == 8) check_values(weights, rows, 128, rows % 2 == 1);
+    }
+  }
+}
+
+TEST(CudaAbsorb, LargeAllHeads) {
+  DSV3_NEEDS_GPU();
+  const Weights weights(128);
+  for (const int64_t rows : {1, 16, 128}) {
+    check_queries(weights, rows, 0);
+    check_values(weights, rows, 0, false);
+  }
+  const Weights few(16);
+  for (const int64_t rows : {128, 200}) {
+    check_queries(few, rows, 0);
+    check_values(few, rows, 0, false);
+  }
+}
+
+/// A row has the same bits alone, in another place, and among any number of rows.
+TEST(CudaAbsorb, BitsDoNotDependOnTheBatch) {
+  DSV3_NEEDS_GPU();
+  const int heads = 5;
+  const Weights weights(heads);
+  const int64_t rows = 130, cols = int64_t{heads} * kValue, q_stride = heads * kQueryHead;
+  const Guarded<Bf16> q(queries(rows, heads, q_stride)), latent(random_bf16(rows * heads * kLatent, 5));
+  for (const int width : {64, 128}) {
+    const auto run = [&](int64_t first, int64_t count) {
+      const Guarded<Bf16> absorbed(static_cast<size_t>(count * heads * kCacheRow)), out(static_cast<size_t>(count * cols));
+      const Fp8Buffer fp8(count, cols);
+      EXPECT_OK(absorb_queries({.q = q.get() + first * q_stride, .q_stride = q_stride, .kv_b = weights.view(), .absorbed_q = absorbed.get(),
+                                .rows = count, .heads = heads, .width = width}, nullptr));
+      EXPECT_OK(expand_values({.latent = latent.get() + first * heads * kLatent, .kv_b = weights.view(),
+                               .out = {out.get(), count, cols, cols}, .quantised = fp8.view(), .rows = count, .heads = heads,
+                               .width = width}, nullptr));
+      expect_synced();
+      // Per row: its BF16 results, e4m3 bytes and scales, as bytes.
+      std::vector<std::vector<uint8_t>> bytes(static_cast<size_t>(count));
+      const auto add = [&](const auto& values, int64_t at, int64_t n, int64_t row) {
+        const auto* from = reinterpret_cast<const uint8_t*>(values.data() + at);
+        auto& to = bytes[static_cast<size_t>(row)];
+        to.insert(to.end(), from, from + static_cast<size_t>(n) * sizeof(values[0]));
+      };
+      const auto a = absorbed.download(), o = out.download();
+      const auto e = fp8.data.download();
+      const auto s = fp8.scales.download();
+      for (int64_t r = 0; r < count; ++r) {
+        for (int64_t h = 0; h < heads; ++h) {
+          add(a, (r * heads + h) * kCacheRow, kLatent, r);
+          add(s, h * fp8.scale_stride + r, 1, r);
+        }
+        add(o, r * cols, cols, r);
+        add(e, r * cols, cols, r);
+      }
+      return bytes;
+    };
+    const auto all = run(0, rows);
+    for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 1}, {5, 1}, {63, 3}, {64, 17}, {129, 1}}) {
+      const auto part = run(first, count);
+      for (int64_t r = 0; r < count; ++r) {
+        const bool same = part[static_cast<size_t>(r)] == all[static_cast<size_t>(first + r)];
+        EXPECT_TRUE(same) << "width " << width << ", row " << first + r << " of " << count;
+      }
+    }
+  }
+}
+
+/// Rows inside of a larger FP8 buffer: the others stay as they are.
+TEST(CudaAbsorb, ValuesIntoPartOfABuffer) {
+  DSV3_NEEDS_GPU();
+  const int heads = 3;
+  const int64_t rows = 16, first = 3, count = 5, cols = heads * kValue;
+  const Weights weights(heads);
+  const Guarded<Bf16> latent(random_bf16(count * heads * kLatent, 5));
+  const Fp8Buffer whole(rows, cols), part(count, cols);
+  Fp8Rows inside = whole.view();
+  inside.data += first * cols, inside.scales += first, inside.rows = count;
+  for (const Fp8Rows& to : {inside, part.view()}) {
+    EXPECT_OK(expand_values({.latent = latent.get(), .kv_b = weights.view(), .quantised = to, .rows = count, .heads = heads}, nullptr));
+  }
+  expect_synced();
+  std::vector<uint8_t> data(static_cast<size_t>(rows * cols), 0xFF);
+  const auto wanted = part.data.download();
+  std::copy(wanted.begin(), wanted.end(), data.begin() + first * cols);
+  EXPECT_EQ(whole.data.download(), data);
+  const auto got_scales = whole.scales.download(), want_scales = part.scales.download();
+  for (int64_t h = 0; h < heads; ++h) {
+    for (int64_t r = 0; r < whole.scale_stride; ++r) {
+      const float got = got_scales[static_cast<size_t>(h * whole.scale_stride + r)];
+      if (r >= first && r < first + count) {
+        EXPECT_EQ(got, want_scales[static_cast<size_t>(h * part.scale_stride + r - first)]) << "head " << h << ", row " << r;
+      } else {
+        EXPECT_TRUE(std::isnan(got)) << "head " << h << ", row " << r << " was written";
+      }
+    }
+  }
+  EXPECT_TRUE(whole.guards_intact());
+}
+
+/// NaN in one row (padding) stays in it.
+TEST(CudaAbsorb, NanStaysInItsRow) {
+  DSV3_NEEDS_GPU();
+  const int heads = 2;
+  const int64_t rows = 9, bad = 4, cols = heads * kValue;
+  const Weights weights(heads);
+  std::vector<Bf16> values = random_bf16(rows * heads * kLatent, 5);
+  std::fill_n(values.begin() + bad * heads * kLatent, heads * kLatent, to_bf16(NAN));
+  std::vector<Bf16> q = queries(rows, heads, heads * kQueryHead);
+  std::fill_n(q.begin() + bad * heads * kQueryHead, heads * kQueryHead, to_bf16(NAN));
+  const Guarded<Bf16> latent(values), q_device(q), out(static_cast<size_t>(rows * cols)),
+      absorbed(static_cast<size_t>(rows * heads * kCacheRow));
+  EXPECT_OK(absorb_queries({.q = q_device.get(), .q_stride = heads * kQueryHead, .kv_b = weights.view(), .absorbed_q = absorbed.get(),
+                            .rows = rows, .heads = heads}, nullptr));
+  EXPECT_OK(expand_values({.latent = latent.get(), .kv_b = weights.view(), .out = {out.get(), rows, cols, cols}, .rows = rows,
+                           .heads = heads}, nullptr));
+  expect_synced();
+  const auto o = from_bf16(out.download());
+  const auto a = from_bf16(rows_of(absorbed.download(), rows * heads, kLatent, kCacheRow, "NaN"));
+  for (int64_t r = 0; r < rows; ++r) {
+    const auto finite = [](float x) { return std::isfinite(x); };
+    EXPECT_EQ(std::all_of(o.begin() + r * cols, o.begin() + (r + 1) * cols, finite), r != bad) << "values, row " << r;
+    const bool all = std::all_of(a.begin() + r * heads * kLatent, a.begin() + (r + 1) * heads * kLatent, finite);
+    EXPECT_EQ(all, r != bad) << "queries, row " << r;
+  }
+}
+
+TEST(CudaAbsorbChecks, WidthsAndRefusals) {
+  EXPECT_EQ(absorb_width(128), 128);
+  EXPECT_EQ(absorb_width(32), 128);
+  EXPECT_EQ(absorb_width(16), 64);
+  EXPECT_EQ(absorb_width(8), 64);
+  Bf16* const some = reinterpret_cast<Bf16*>(uintptr_t{4096});  // never read
+  const Bf16Weight kv_b{some, 2 * kWeightRows, kLatent, 1};
+  EXPECT_OK(absorb_queries({}, nullptr));  // no rows, nothing to check
+  EXPECT_OK(expand_values({}, nullptr));
+  const AbsorbQueries queries{.q = some, .q_stride = 2 * kQueryHead, .kv_b = kv_b, .absorbed_q = some, .rows = 1, .heads = 2};
+  const auto refused = [](const Status& status) { return status.code() == Code::kInternal; };
+  AbsorbQueries q = queries;
+  q.heads = 3;  // kv_b does not fit
+  EXPECT_TRUE(refused(absorb_queries(q, nullptr)));
+  q = queries, q.q_stride = 2 * kQueryHead + 4;
+  EXPECT_TRUE(refused(absorb_queries(q, nullptr)));
+  q = queries, q.absorbed_q = nullptr;
+  EXPECT_TRUE(refused(absorb_queries(q, nullptr)));
+  q = queries, q.width = 32;
+  EXPECT_TRUE(refused(absorb_queries(q, nullptr)));
+  const ExpandValues values{.latent = some, .kv_b = kv_b, .out = {some, 1, 2 * kValue, 2 * kValue}, .rows = 1, .heads = 2};
+  ExpandValues v = values;
+  v.out = {};
+  EXPECT_TRUE(refused(expand_values(v, nullptr)));  // no output
+  v = values, v.out.cols = kValue;
+  EXPECT_TRUE(refused(expand_values(v, nullptr)));
+  v = values, v.quantised = {reinterpret_cast<uint8_t*>(some), nullptr, 1, 2 * kValue, 4};
+  EXPECT_TRUE(refused(expand_values(v, nullptr)));
+  v = values, v.rows = -1;
+  EXPECT_TRUE(refused(expand_values(v, nullptr)));
+}
+
+}  // namespace
+}  // namespace dsv3::cuda
