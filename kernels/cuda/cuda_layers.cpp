@@ -223,8 +223,9 @@ void CudaOps::route(int64_t rows, const GateShape& gate, const Tensor& logits, c
   ordered_ = {};
   // Few rows are put in order by the same kernel, where this rank holds all the experts (or slices of all of them).
   if (experts_.count == count && routes_and_orders_at_once(rows, gate, count)) {
-    note(route_and_order(rows, gate, logits.f32(), bias_data, pass_->device->positions, ids.i32(), weights.f32(), count,
-                         expert_tile_rows(rows, columns, count), expert_order(rows, columns, count), experts_.scratch, stream_, shared_id));
+    const int tile_rows = expert_tile_rows(rows, columns, count);
+    note(route_and_order(rows, gate, logits.f32(), bias_data, pass_->device->positions, ids.i32(), weights.f32(), count, tile_rows,
+                         expert_order(rows, columns, count), experts_.scratch, stream_, shared_id));
     ordered_ = {ids.i32(), rows, count};
     return;
   }

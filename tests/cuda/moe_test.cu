@@ -234,8 +234,8 @@ struct GateRun {
           const int32_t* positions, int32_t shared_id)
       : ids(static_cast<size_t>(rows * (gate.top_k + (shared_id >= 0)))), weights(ids.size()) {
     if (order != nullptr) {
-      EXPECT_OK(route_and_order(rows, gate, logits, bias, positions, ids.get(), weights.get(), experts, 16, order->view(), order->scratch.get(),
-                                nullptr, shared_id));
+      EXPECT_OK(route_and_order(rows, gate, logits, bias, positions, ids.get(), weights.get(), experts, 16, order->view(),
+                                order->scratch.get(), nullptr, shared_id));
     } else {
       EXPECT_OK(route(rows, gate, logits, bias, positions, ids.get(), weights.get(), nullptr, shared_id));
     }
@@ -272,7 +272,8 @@ TEST(CudaRoute, AnyNumberOfRowsGivesTheSameBits) {
       const float* const bias_data = c.bias ? bias.get() : nullptr;
       const GateRun all(rows, gate, nullptr, 0, logits_device.get(), bias_data, positions_device.get(), shared_id);
       for (int64_t begin = 0; begin < rows; begin += part) {
-        const GateRun some(part, gate, nullptr, 0, logits_device.get() + begin * c.experts, bias_data, positions_device.get() + begin, shared_id);
+        const GateRun some(part, gate, nullptr, 0, logits_device.get() + begin * c.experts, bias_data, positions_device.get() + begin,
+                           shared_id);
         ASSERT_EQ(some.ids.download(), all.ids_at(begin * columns, part * columns)) << c.name << ", row " << begin;
         const auto got = some.weights.download(), want = all.weights_at(begin * columns, part * columns);
         ASSERT_EQ(std::memcmp(got.data(), want.data(), got.size() * sizeof(float)), 0) << c.name << ", row " << begin;
@@ -356,7 +357,7 @@ TEST(CudaRouterGemm, FloatsWhateverTheNumberOfRows) {
     const Guarded<Bf16> x(values), w(random_bf16(size.experts * size.hidden, 62, 0.05f));
     const auto want = reference_product(Bf16View{x.get(), x_stride}, Bf16View{w.get(), size.hidden}, most, size.experts, size.hidden);
     std::vector<float> one;  // of most rows
-    for (const int64_t rows : {most, int64_t{0}, int64_t{1}, int64_t{5}, int64_t{8}, int64_t{9}, int64_t{32}, int64_t{33}, int64_t{64}, int64_t{65}}) {
+    for (const int64_t rows : std::initializer_list<int64_t>{most, 0, 1, 5, 8, 9, 32, 33, 64, 65}) {
       SCOPED_TRACE(std::to_string(rows) + " rows, " + std::to_string(size.experts) + " experts, hidden " + std::to_string(size.hidden));
       const Guarded<float> y(static_cast<size_t>(std::max<int64_t>(rows, 1) * y_stride));
       ASSERT_OK(router_gemm({x.get(), rows, size.hidden, x_stride}, {w.get(), size.experts, size.hidden, 1},

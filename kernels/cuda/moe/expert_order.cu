@@ -80,8 +80,8 @@ int64_t expert_order_scratch(int64_t rows, int64_t top_k, int64_t experts) {
   return (rows * top_k + kChunk - 1) / kChunk * experts + 1;
 }
 
-Status check_order(const char* name, int64_t rows, int64_t top_k, int64_t experts, const int32_t* ids, int tile_rows, const ExpertOrder& order,
-                   OrderParams* params) {
+Status check_order(const char* name, int64_t rows, int64_t top_k, int64_t experts, const int32_t* ids, int tile_rows,
+                   const ExpertOrder& order, OrderParams* params) {
   const int64_t entries = rows * top_k;
   if (experts < 1 || experts > kThreads || top_k < 1) return wrong(name, std::to_string(experts) + " experts, allowed 1 to 1024");
   if (rows < 0 || entries > int64_t{1} << 30) return wrong(name, std::to_string(rows) + " rows");

@@ -6,7 +6,6 @@
 
 namespace dsv3::cuda {
 
-
 struct OrderParams {
   const int32_t* ids;  // [entries]
   int32_t* position;   // [entries]
@@ -73,12 +72,16 @@ __device__ int rank_chunk(const OrderParams& p, int chunk, const OrderShared& sh
   __syncthreads();
   int total = 0;
   if (thread < p.experts) {
-#pragma unroll 8
-    for (int w = 0; w < warps; ++w) {
-      uint16_t& count = shared.counts[w * p.experts + thread];
-      const int here = count;
-      count = static_cast<uint16_t>(total);
-      total += here;
+    constexpr int kAhead = 8;  // loads before stores, which might be to the same place for all the compiler knows
+    for (int begin = 0; begin < warps; begin += kAhead) {
+      int here[kAhead];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) here[i] = begin + i < warps ? shared.counts[(begin + i) * p.experts + thread] : 0;
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) {
+        if (begin + i < warps) shared.counts[(begin + i) * p.experts + thread] = static_cast<uint16_t>(total);
+        total += here[i];
+      }
     }
   }
   __syncthreads();
@@ -163,7 +166,7 @@ __device__ void order_in_a_block(const OrderParams& p) {
 }
 
 /// The launcher's checks; fills `params`.
-Status check_order(const char* name, int64_t rows, int64_t top_k, int64_t experts, const int32_t* ids, int tile_rows, const ExpertOrder& order,
-                   OrderParams* params);
+Status check_order(const char* name, int64_t rows, int64_t top_k, int64_t experts, const int32_t* ids, int tile_rows,
+                   const ExpertOrder& order, OrderParams* params);
 
 }  // namespace dsv3::cuda

@@ -49,9 +49,10 @@ struct TeamShared {
   float chosen_score[kTeamTopK];
 };
 
-/// `warps` warps, of which this is thread `thread`; `barrier` is theirs. After wait_for_previous(). `bias` of the thread's expert (0: none).
+/// `warps` warps, of which this is thread `thread`; `barrier` is theirs. After wait_for_previous(). `bias`: of the thread's expert.
 template <int kWarps>
-__device__ inline void route_by_team(const RouteParams& p, int64_t row, float bias, int thread, int warps, int barrier, TeamShared<kWarps>& s) {
+__device__ inline void route_by_team(const RouteParams& p, int64_t row, float bias, int thread, int warps, int barrier,
+                                     TeamShared<kWarps>& s) {
   const int lane = thread % 32, warp = thread / 32;
   const float x = thread < p.experts ? p.logits[row * p.experts + thread] : 0.0f;
   int32_t* ids = p.ids + row * p.columns;

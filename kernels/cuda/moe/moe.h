@@ -7,15 +7,15 @@
 
 namespace dsv3::cuda {
 
-/// ids[r, top_k], weights[r, top_k] (packed) from router logits [rows, experts] (packed, float32). bias [experts] or null. Rules and ties as
-/// the CPU's route_row(): float32, groups, lowest index first. Any number of experts <= 1024, groups <= 64, top_k <= 32. `positions` [rows]
-/// or null: a row with a negative one is padding and gets ids of -1, so that it wakes no expert. shared_id >= 0: ids and weights have
-/// top_k + 1 columns, the last one shared_id with weight 1 (padding: -1 and 0).
-Status route(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions, int32_t* ids, float* weights,
-             Stream stream, int32_t shared_id = -1);
+/// ids[r, top_k], weights[r, top_k] (packed) from router logits [rows, experts] (packed, float32). bias [experts] or null. Rules
+/// and ties as the CPU's route_row(): float32, groups, lowest index first. Any number of experts <= 1024, groups <= 64,
+/// top_k <= 32. `positions` [rows] or null: a row with a negative one is padding and gets ids of -1, so that it wakes no expert.
+/// shared_id >= 0: ids and weights have top_k + 1 columns, the last one shared_id with weight 1 (padding: -1 and 0).
+Status route(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions, int32_t* ids,
+             float* weights, Stream stream, int32_t shared_id = -1);
 
-/// y = x w^T in float32, for the router: w [experts, hidden], experts a multiple of 8 up to 1024, hidden a multiple of 64. A row's result does
-/// not depend on the number of rows. Any number of rows, but beyond kRouterRows cuBLASLt is faster.
+/// y = x w^T in float32, for the router: w [experts, hidden], experts a multiple of 8 up to 1024, hidden a multiple of 64. A row's
+/// result does not depend on the number of rows. Any number of rows, but beyond kRouterRows cuBLASLt should be faster.
 inline constexpr int64_t kRouterRows = 128;
 Status router_gemm(const Bf16Matrix& x, const Bf16Weight& w, const F32Matrix& y, Stream stream);
 

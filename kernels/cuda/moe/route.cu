@@ -214,8 +214,8 @@ Status check_gate(const char* name, const GateShape& gate, const float* logits, 
 
 }  // namespace
 
-Status route(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions, int32_t* ids, float* weights,
-             Stream stream, int32_t shared_id) {
+Status route(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions, int32_t* ids,
+             float* weights, Stream stream, int32_t shared_id) {
   if (rows == 0) return {};
   DSV3_TRY(check_gate("route", gate, logits, ids, weights));
   const RouteParams p = params_of(rows, gate, logits, bias, positions, ids, weights, shared_id);

@@ -21,8 +21,8 @@ struct RouterParams {
   int32_t rows, experts, hidden;
 };
 
-/// Lane (g, t) of a quad layout holds row g, columns 8 t .. 8 t + 7 of a chunk. As k may be taken in any order that both operands share, the
-/// four words are the fragments of two products: words 0 and 1 of the first, 2 and 3 of the second.
+/// Lane (g, t) = (lane / 4, lane % 4) holds row g, columns 8 t .. 8 t + 7 of a chunk. As k may be taken in any order that both
+/// operands share, the four words are the fragments of two products: words 0 and 1 of the first, 2 and 3 of the second.
 __device__ inline void multiply(float (&sum)[4], const uint4& low, const uint4& high, const uint4& x) {
   const uint32_t first[4] = {low.x, high.x, low.y, high.y}, second[4] = {low.z, high.z, low.w, high.w};
   mma_bf16_16816(sum, first, x.x, x.y);
