@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "harness.h"
+#include "kernels/cuda/gemm/blas.h"
 #include "kernels/cuda/moe/moe.h"
 #include "kernels/cuda/norm/norm.h"
 
@@ -20,7 +21,10 @@ class Rows {
  public:
   Rows(const Options& options, Report& report) : options_(options), report_(report) {}
   bool wants(const std::string& kernel) const { return options_.filter.empty() || kernel.find(options_.filter) != std::string::npos; }
-  void time(const std::string& kernel, const std::string& shape, double bytes, const std::function<Status(int, Stream)>& enqueue) {
+  bool quick() const { return options_.quick; }
+  /// `baseline`: its name, and its launches; null: none.
+  void time(const std::string& kernel, const std::string& shape, double bytes, const std::function<Status(int, Stream)>& enqueue,
+            const std::string& baseline = {}, const std::function<Status(int, Stream)>& enqueue_baseline = nullptr) {
     const auto timing = time_chain(options_.quick ? 20 : 50, options_.quick ? 5 : 15, enqueue);
     if (!timing.ok()) {
       std::fprintf(stderr, "%s %s: %s\n", kernel.c_str(), shape.c_str(), timing.status().message().c_str());
@@ -29,6 +33,10 @@ class Rows {
     Row row;
     row.kernel = kernel, row.shape = shape, row.us = (*timing).us, row.spread = (*timing).spread, row.bytes = bytes;
     row.limit_us = bytes / (Roofs{}.hbm_gbps * 1e3);
+    if (enqueue_baseline) {
+      const auto other = time_chain(options_.quick ? 20 : 50, options_.quick ? 5 : 15, enqueue_baseline);
+      if (other.ok()) row.baseline = baseline, row.baseline_us = (*other).us;
+    }
     report_.add(row);
   }
 
@@ -146,13 +154,19 @@ void bench_moe(Rows& rows_bench, int64_t rows) {
   const Buffer tiles(order.max_tiles * static_cast<int64_t>(sizeof(ExpertTile)), Buffer::Fill::kZero), count(4, Buffer::Fill::kZero);
   const Buffer scratch(expert_order_scratch(rows, kTopK, kExperts) * 4, Buffer::Fill::kZero);
   order.position = position.as<int32_t>(), order.source = source.as<int32_t>(), order.tiles = tiles.as<ExpertTile>(),
-  order.num_tiles = count.as<int32_t>();
+  order.num_tiles = count.as<int32_t>(), order.rows = rows, order.top_k = kTopK;
   const auto sort_rows = [&](int, Stream stream) {
     return order_by_expert(rows, kTopK, kExperts, ids.as<int32_t>(), tile_rows, order, scratch.as<int32_t>(), stream);
   };
   if (!sort_rows(0, nullptr).ok()) return;
   if (rows_bench.wants("order_by_expert")) {
     rows_bench.time("order_by_expert", shape_of(rows, kTopK), entries * 8 + static_cast<double>(order.capacity) * 4, sort_rows);
+  }
+  if (rows_bench.wants("route_and_order") && routes_and_orders_at_once(rows, gate, kExperts)) {
+    rows_bench.time("route_and_order", shape_of(rows, kExperts), r * kExperts * 4 + entries * 16, [&](int, Stream stream) {
+      return route_and_order(rows, gate, logits.as<float>(), bias.as<float>(), nullptr, ids.as<int32_t>(), weights.as<float>(), kExperts,
+                             tile_rows, order, scratch.as<int32_t>(), stream);
+    });
   }
   const Fp8Matrices x(rows, kHidden), permuted(order.capacity, kHidden);
   if (rows_bench.wants("permute_rows")) {
@@ -173,11 +187,34 @@ void bench_moe(Rows& rows_bench, int64_t rows) {
   }
 }
 
+/// Router logits, weights from HBM. Baseline: cuBLASLt.
+void bench_router(Rows& rows_bench) {
+  if (!rows_bench.wants("router_gemm")) return;
+  const Buffer workspace(Blas::kWorkspaceBytes, Buffer::Fill::kZero);
+  const auto blas = Blas::create(workspace.as<void>());
+  if (!blas.ok()) return;
+  const int copies = copies_beyond_l2(kExperts * kHidden * 2, 100);
+  const Matrices weights(kExperts, kHidden, copies);
+  for (const int64_t rows : {1, 2, 4, 8, 16, 32, 64, 128, 256}) {
+    if (rows_bench.quick() && rows != 1 && rows != 8 && rows != 32 && rows != 64 && rows != 128) continue;
+    const Matrices x(rows, kHidden, 1);
+    const Buffer y(rows * kExperts * 4, Buffer::Fill::kZero);
+    const F32Matrix out{y.as<float>(), rows, kExperts, kExperts};
+    const auto weight = [&](int i) { return Bf16Weight{weights.at(i).data, kExperts, kHidden, 1}; };
+    const double bytes = static_cast<double>(kExperts * kHidden * 2 + rows * kHidden * 2 + rows * kExperts * 4);
+    rows_bench.time(
+        "router_gemm", shape_of(rows, kHidden) + " to 256 bf16", bytes,
+        [&](int i, Stream stream) { return router_gemm(x.at(0), weight(i), out, stream); }, "cuBLASLt",
+        [&](int i, Stream stream) { return (*blas)->gemm(x.at(0), weight(i), out, stream); });
+  }
+}
+
 }  // namespace
 
 void bench_rows(const Options& options, Report& report) {
   Rows rows_bench(options, report);
-  for (const int64_t rows : {1, 32, 128, 4096}) {
+  bench_router(rows_bench);
+  for (const int64_t rows : {1, 16, 32, 128, 4096}) {
     if (options.quick && rows == 32) continue;
     bench_norms(rows_bench, rows);
     bench_rope(rows_bench, rows);

@@ -17,6 +17,8 @@ Bf16Matrix bf16(const Tensor& t, int64_t rows) {
   return {static_cast<Bf16*>(t.data), rows, t.cols, t.stride};
 }
 Bf16Matrix bf16_or_none(const Tensor& t, int64_t rows) { return t.data != nullptr ? bf16(t, rows) : Bf16Matrix{}; }
+/// The only product of this size in float32 (the other one is the head): its logits come by a kernel of their own.
+bool is_router(const Bf16Weight& w) { return w.n >= 8 && w.n <= 1024 && w.n % 8 == 0 && w.k % 64 == 0; }
 Bf16* row_of(const Tensor& t, int64_t row) { return static_cast<Bf16*>(t.data) + row * t.stride; }
 
 }  // namespace
@@ -49,6 +51,10 @@ void CudaOps::linear(int64_t rows, const Tensor& x, const Linear& weight, Tensor
 void CudaOps::bf16_product(const Bf16Matrix& x, const Bf16Weight& w, const Tensor& y) {
   if (y.dtype == DType::kF32) {
     const F32Matrix out{y.f32(), y.rows, y.cols, y.stride};
+    if (is_router(w) && (options_.deterministic || x.rows <= kRouterRows)) {
+      note(router_gemm(x, w, out, stream_));
+      return;
+    }
     note(options_.deterministic ? simple_bf16_gemm(x, w, out, stream_) : blas_->gemm(x, w, out, stream_));
   } else {
     const Bf16Matrix out = bf16(y, y.rows);
@@ -218,9 +224,35 @@ void CudaOps::attend_expanded(int64_t cache_layer, const CudaKvProjection& kv_b,
 
 // ---- experts -------------------------------------------------------------------------------------------------------------
 
+// Products that must not depend on the number of rows use one kernel with one tile size.
+int CudaOps::expert_tile_rows(int64_t rows, int64_t top_k, int64_t experts) const {
+  return options_.deterministic ? 128 : grouped_tile_rows(rows, top_k, experts);
+}
+
+ExpertOrder CudaOps::expert_order(int64_t rows, int64_t top_k, int64_t experts) const {
+  ExpertOrder order = experts_.order;
+  order.capacity = std::min(experts_.capacity, expert_order_rows(rows, top_k, experts));
+  order.rows = rows;
+  order.top_k = top_k;
+  return order;
+}
+
 void CudaOps::route(int64_t rows, const GateShape& gate, const Tensor& logits, const Tensor& bias, Tensor ids, Tensor weights) {
-  note(cuda::route(rows, gate, logits.f32(), bias.data != nullptr ? bias.f32() : nullptr, pass_->device->positions, ids.i32(), weights.f32(),
-                   stream_));
+  const float* const bias_data = bias.data != nullptr ? bias.f32() : nullptr;
+  // A column more than top_k is the shared expert's, which comes behind the routed ones.
+  const bool shared = ids.cols > gate.top_k;
+  const int64_t columns = gate.top_k + (shared ? 1 : 0), count = gate.experts + (shared ? 1 : 0);
+  const int32_t shared_id = shared ? static_cast<int32_t>(gate.experts) : -1;
+  ordered_ = {};
+  // Few rows are put in order by the same kernel, where this rank holds all the experts (or slices of all of them).
+  if (experts_.count == count && routes_and_orders_at_once(rows, gate, count)) {
+    const int tile_rows = expert_tile_rows(rows, columns, count);
+    note(route_and_order(rows, gate, logits.f32(), bias_data, pass_->device->positions, ids.i32(), weights.f32(), count, tile_rows,
+                         expert_order(rows, columns, count), experts_.scratch, stream_, shared_id));
+    ordered_ = {ids.i32(), rows, count};
+    return;
+  }
+  note(cuda::route(rows, gate, logits.f32(), bias_data, pass_->device->positions, ids.i32(), weights.f32(), stream_, shared_id));
 }
 
 void CudaOps::experts(int64_t rows, const Tensor& x, const Tensor& x_fp8, const Experts& experts, const Tensor& ids, const Tensor& weights,
@@ -228,11 +260,12 @@ void CudaOps::experts(int64_t rows, const Tensor& x, const Tensor& x_fp8, const 
   const auto& mine = static_cast<const CudaExperts&>(experts);
   const ExpertBuffers& b = experts_;
   const int64_t top_k = ids.cols;
-  // Products that must not depend on the number of rows use one kernel with one tile size.
-  const int tile_rows = options_.deterministic ? 128 : grouped_tile_rows(rows, top_k, mine.count);
-  ExpertOrder order = b.order;
-  order.capacity = std::min(b.capacity, expert_order_rows(rows, top_k, mine.count));
-  note(order_by_expert(rows, top_k, mine.count, ids.i32(), tile_rows, order, b.scratch, stream_));
+  const int tile_rows = expert_tile_rows(rows, top_k, mine.count);
+  const ExpertOrder order = expert_order(rows, top_k, mine.count);
+  if (ordered_.ids != ids.i32() || ordered_.rows != rows || ordered_.experts != mine.count) {
+    note(order_by_expert(rows, top_k, mine.count, ids.i32(), tile_rows, order, b.scratch, stream_));
+  }
+  ordered_ = {};
   const ExpertTiles tiles{order.tiles, order.num_tiles, static_cast<int32_t>(expert_order_tiles(rows, top_k, mine.count, tile_rows)), tile_rows};
   if (mine.fp8) {
     const GemmOptions options{options_.deterministic};

@@ -133,12 +133,17 @@ class CudaOps final : public Ops {
     }
   };
   struct ExpertBuffers {   // sized for the largest step
-    int64_t capacity = 0;
+    int64_t capacity = 0, count = 0;   // rows; experts
     ExpertOrder order;
     int32_t* scratch = nullptr;
     Fp8Rows input, middle;           // w8a8
     Bf16Matrix input_bf16, middle_bf16;
     Bf16Matrix gate_up, output;
+  };
+
+  struct Ordered {   // what the last route() has put in order by expert
+    const int32_t* ids = nullptr;
+    int64_t rows = 0, experts = 0;
   };
 
   CudaOps(const OpsLimits& limits, const CudaOpsOptions& options) : limits_(limits), options_(options) {}
@@ -157,6 +162,8 @@ class CudaOps final : public Ops {
   Status alloc_experts(const CudaExperts& experts, int64_t top_k);
   KvPages pages(int64_t cache_layer) const;
   void bf16_product(const Bf16Matrix& x, const Bf16Weight& w, const Tensor& y);
+  int expert_tile_rows(int64_t rows, int64_t top_k, int64_t experts) const;
+  ExpertOrder expert_order(int64_t rows, int64_t top_k, int64_t experts) const;
   void schedule_decode();
   void attend_decode(int64_t cache_layer, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
   void attend_recomputed(int64_t cache_layer, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
@@ -194,6 +201,7 @@ class CudaOps final : public Ops {
   QueryGroup* recomputed_groups_ = nullptr;               // [D]
   int32_t* wanted_rows_ = nullptr;                        // [max_rows] gather_rows() of a host list
   ExpertBuffers experts_;
+  Ordered ordered_;
 
   Pass main_, draft_;
   const Pass* pass_ = nullptr;     // the one that layers work on

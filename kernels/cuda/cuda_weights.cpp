@@ -143,6 +143,7 @@ Status CudaOps::alloc_attention(const AttentionShape& shape) {
 Status CudaOps::alloc_experts(const CudaExperts& experts, int64_t top_k) {
   ExpertBuffers& b = experts_;
   if (b.capacity != 0) return {};
+  b.count = experts.count;
   b.capacity = expert_order_rows(limits_.max_rows, top_k, experts.count);
   const int64_t rows = b.capacity + 128;  // products may read a tile past the end
   const auto step = [&](std::string_view name, int64_t bytes) { return arena_->take(Arena::Part::kStep, name, bytes); };

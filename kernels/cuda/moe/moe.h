@@ -7,11 +7,17 @@
 
 namespace dsv3::cuda {
 
-/// ids[r, top_k], weights[r, top_k] (packed) from router logits [rows, experts] (packed, float32). bias [experts] or null. Rules and ties as
-/// the CPU's route_row(): float32, groups, lowest index first. Any number of experts <= 1024, groups <= 64, top_k <= 32. `positions` [rows]
-/// or null: a row with a negative one is padding and gets ids of -1, so that it wakes no expert.
-Status route(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions, int32_t* ids, float* weights,
-             Stream stream);
+/// ids[r, top_k], weights[r, top_k] (packed) from router logits [rows, experts] (packed, float32). bias [experts] or null. Rules
+/// and ties as the CPU's route_row(): float32, groups, lowest index first. Any number of experts <= 1024, groups <= 64,
+/// top_k <= 32. `positions` [rows] or null: a row with a negative one is padding and gets ids of -1, so that it wakes no expert.
+/// shared_id >= 0: ids and weights have top_k + 1 columns, the last one shared_id with weight 1 (padding: -1 and 0).
+Status route(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions, int32_t* ids,
+             float* weights, Stream stream, int32_t shared_id = -1);
+
+/// y = x w^T in float32, for the router: w [experts, hidden], experts a multiple of 8 up to 1024, hidden a multiple of 64. A row's
+/// result does not depend on the number of rows. Any number of rows, but beyond kRouterRows cuBLASLt should be faster.
+inline constexpr int64_t kRouterRows = 128;
+Status router_gemm(const Bf16Matrix& x, const Bf16Weight& w, const F32Matrix& y, Stream stream);
 
 /// Where each (row, k) goes in the order by expert. Buffers are the caller's, for `capacity` permuted rows.
 struct ExpertOrder {
@@ -21,6 +27,7 @@ struct ExpertOrder {
   int32_t* num_tiles = nullptr; ///< [1]
   int64_t capacity = 0;         ///< >= expert_order_rows()
   int32_t max_tiles = 0;        ///< >= expert_order_tiles()
+  int64_t rows = 0, top_k = 0;  ///< shape of `position`; 0: not known. Where it is, few rows are permuted from there, not from `source`.
 };
 /// Upper bounds for `rows` tokens: each expert's rows start on a multiple of kExpertRowAlign. The buffers of permuted rows
 /// have 128 rows more, which products may read.
@@ -32,6 +39,13 @@ int64_t expert_order_tiles(int64_t rows, int64_t top_k, int64_t experts, int til
 int64_t expert_order_scratch(int64_t rows, int64_t top_k, int64_t experts);
 Status order_by_expert(int64_t rows, int64_t top_k, int64_t experts, const int32_t* ids, int tile_rows, const ExpertOrder& order,
                        int32_t* scratch, Stream stream);
+
+/// route() and order_by_expert() of its ids; one kernel where routes_and_orders_at_once(). Writes exactly what the two would. `experts` and
+/// `scratch` as for order_by_expert().
+bool routes_and_orders_at_once(int64_t rows, const GateShape& gate, int64_t experts);
+Status route_and_order(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions, int32_t* ids,
+                       float* weights, int64_t experts, int tile_rows, const ExpertOrder& order, int32_t* scratch, Stream stream,
+                       int32_t shared_id = -1);
 
 /// out[p] = x[source[p]] (rows and scales) for every permuted row with a source. capacity of `order` rows are looked at.
 Status permute_rows(const Fp8Rows& x, const ExpertOrder& order, const Fp8Rows& out, Stream stream);

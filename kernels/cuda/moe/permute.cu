@@ -8,16 +8,19 @@ namespace {
 constexpr int kPermuteThreads = 128, kCombineThreads = 128;
 constexpr int kInFlight = 4;  // 16-byte loads a thread has under way
 constexpr int kMaxTopK = 32, kTerms = 8;
+constexpr int64_t kFewRows = 512;
 
 struct PermuteParams {
   const uint4* x;
   uint4* out;
-  const int32_t* source;  // [capacity]
-  const float* scales;    // or null
+  const int32_t* source;    // [capacity]
+  const int32_t* position;  // [rows, top_k]
+  const float* scales;      // or null
   float* out_scales;
   int64_t x_stride, out_stride;  // in 16 bytes
   int64_t scale_stride, out_scale_stride;
   int32_t vectors, groups;  // of a row: 16-byte pieces, scales
+  int32_t top_k;
 };
 
 /// One block a permuted row.
@@ -42,6 +45,30 @@ __global__ __launch_bounds__(kPermuteThreads) void permute_kernel(const __grid_c
 #pragma unroll
     for (int j = 0; j < kInFlight; ++j) {
       if (begin + j * kPermuteThreads < p.vectors) out[begin + j * kPermuteThreads] = v[j];
+    }
+  }
+}
+
+/// One thread a piece of a row of the batch, which it reads once and writes to every place of the row; grid (rows, pieces of a row).
+__global__ __launch_bounds__(kPermuteThreads) void spread_kernel(const __grid_constant__ PermuteParams p) {
+  launch_dependents();
+  wait_for_previous();
+  const int64_t from = blockIdx.x;
+  const int i = static_cast<int>(blockIdx.y) * kPermuteThreads + static_cast<int>(threadIdx.x);
+  if (i >= p.vectors) return;
+  const uint4 v = p.x[from * p.x_stride + i];
+  constexpr int kScaleVectors = kQuantGroup / 16;  // 16-byte pieces of e4m3 that share a scale
+  const int group = p.groups > 0 && i % kScaleVectors == 0 ? i / kScaleVectors : -1;
+  const float scale = group >= 0 ? p.scales[group * p.scale_stride + from] : 0.0f;
+  for (int begin = 0; begin < p.top_k; begin += kTerms) {
+    int32_t at[kTerms];
+#pragma unroll
+    for (int k = 0; k < kTerms; ++k) at[k] = begin + k < p.top_k ? p.position[from * p.top_k + begin + k] : -1;
+#pragma unroll
+    for (int k = 0; k < kTerms; ++k) {
+      if (at[k] < 0) continue;
+      p.out[at[k] * p.out_stride + i] = v;
+      if (group >= 0) p.out_scales[group * p.out_scale_stride + at[k]] = scale;
     }
   }
 }
@@ -98,7 +125,17 @@ Status check_capacity(const char* name, const ExpertOrder& order) {
   return {};
 }
 
-Status run_permute(const char* name, const PermuteParams& p, const ExpertOrder& order, Stream stream) {
+/// Few rows are taken from `position`: `source` is mostly padding then (each expert's rows start on a multiple of 8).
+bool few_rows(const ExpertOrder& order) {
+  return order.rows > 0 && order.rows <= kFewRows && order.top_k > 0 && order.position != nullptr;
+}
+
+Status run_permute(const char* name, const PermuteParams& p, int64_t rows, const ExpertOrder& order, Stream stream) {
+  if (few_rows(order)) {
+    if (rows < order.rows) return wrong(name, std::to_string(rows) + " rows for an order of " + std::to_string(order.rows));
+    const auto pieces = static_cast<unsigned>((p.vectors + kPermuteThreads - 1) / kPermuteThreads);
+    return launch(name, spread_kernel, {dim3(static_cast<unsigned>(order.rows), pieces), dim3(kPermuteThreads)}, stream, p);
+  }
   return launch(name, permute_kernel, {dim3(static_cast<unsigned>(order.capacity)), dim3(kPermuteThreads)}, stream, p);
 }
 
@@ -106,6 +143,7 @@ Activation activation_of(const Bf16Matrix& gate_up, const ExpertOrder& order) {
   Activation p;
   p.x = gate_up.data, p.x_stride = gate_up.stride, p.rows = order.capacity, p.source = order.source;
   p.vectors = static_cast<uint32_t>(gate_up.cols / 2 / kVector);
+  if (few_rows(order)) p.rows = order.rows * order.top_k, p.source = nullptr, p.place = order.position;
   return p;
 }
 
@@ -120,6 +158,7 @@ Status permute_rows(const Fp8Rows& x, const ExpertOrder& order, const Fp8Rows& o
   const PermuteParams p{reinterpret_cast<const uint4*>(x.data),
                         reinterpret_cast<uint4*>(out.data),
                         order.source,
+                        order.position,
                         x.scales,
                         out.scales,
                         x.cols / 16,
@@ -127,8 +166,9 @@ Status permute_rows(const Fp8Rows& x, const ExpertOrder& order, const Fp8Rows& o
                         x.scale_stride,
                         out.scale_stride,
                         static_cast<int32_t>(x.cols / 16),
-                        static_cast<int32_t>(x.cols / kQuantGroup)};
-  return run_permute(kName, p, order, stream);
+                        static_cast<int32_t>(x.cols / kQuantGroup),
+                        static_cast<int32_t>(order.top_k)};
+  return run_permute(kName, p, x.rows, order, stream);
 }
 
 Status permute_rows(const Bf16Matrix& x, const ExpertOrder& order, const Bf16Matrix& out, Stream stream) {
@@ -140,6 +180,7 @@ Status permute_rows(const Bf16Matrix& x, const ExpertOrder& order, const Bf16Mat
   const PermuteParams p{reinterpret_cast<const uint4*>(x.data),
                         reinterpret_cast<uint4*>(out.data),
                         order.source,
+                        order.position,
                         nullptr,
                         nullptr,
                         x.stride / kVector,
@@ -147,8 +188,9 @@ Status permute_rows(const Bf16Matrix& x, const ExpertOrder& order, const Bf16Mat
                         0,
                         0,
                         static_cast<int32_t>(x.cols / kVector),
-                        0};
-  return run_permute(kName, p, order, stream);
+                        0,
+                        static_cast<int32_t>(order.top_k)};
+  return run_permute(kName, p, x.rows, order, stream);
 }
 
 Status silu_mul_permuted(const Bf16Matrix& gate_up, const ExpertOrder& order, const Fp8Rows& out, bool ue8m0, Stream stream) {

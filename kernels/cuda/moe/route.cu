@@ -1,6 +1,7 @@
-// The gate: one warp a row picks top_k experts from router logits. The rules are those of the CPU's route_row().
-#include "../norm/rows.cuh"
-#include "moe.h"
+// The gate: picks top_k experts from router logits. The rules are those of the CPU's route_row(). A team of warps a row where rows are few
+// (a decode step waits for it), else one warp a row; both write the same bits. For very few rows a cluster orders them by expert at once.
+#include "expert_order.cuh"
+#include "gate.cuh"
 
 namespace dsv3::cuda {
 namespace {
@@ -8,26 +9,11 @@ namespace {
 constexpr int kWarps = 4;  // rows of a block
 constexpr int kMaxGroups = 64, kMaxTopK = 32;
 constexpr unsigned kAll = 0xffffffffu;
+constexpr int64_t kTeamRows = 512;  // beyond, a warp a row has the better throughput
+constexpr int kTeams = 2, kOrderTeamWarps = 8, kOrderThreads = kTeams * kOrderTeamWarps * 32;
+constexpr unsigned kMaxCluster = 8;
+static_assert(kTeams * kMaxCluster * (kTeamTopK + 1) <= kOrderThreads, "an entry a thread");
 
-struct RouteParams {
-  const float* logits;  // [rows, experts]
-  const float* bias;    // [experts] or null
-  const int32_t* positions;  // or null
-  int32_t* ids;         // [rows, top_k]
-  float* weights;       // [rows, top_k]
-  int64_t rows;
-  int32_t experts, top_k, groups, top_groups;
-  int32_t group_lanes;  // lanes that look at one group: a power of two, groups * group_lanes <= 32 (or 1)
-  float factor;
-  bool sigmoid, group_by_top2, grouped, normalise;
-};
-
-/// An unsigned number in the order of x; ties of +0 and -0 are ties, NaN counts as minus infinity. Never 0: that is "taken".
-__device__ inline uint32_t order_of(float x) {
-  if (x != x) x = -INFINITY;
-  const uint32_t bits = __float_as_uint(x == 0.0f ? 0.0f : x);
-  return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
-}
 /// Scores of groups are read by several lanes at once: a step of 33 words keeps groups of 32 on different banks.
 __device__ inline int padded(int e) {
   return e + e / 32;
@@ -91,9 +77,9 @@ __global__ __launch_bounds__(kWarps * 32) void route_kernel(const __grid_constan
   wait_for_previous();
   if (row >= p.rows) return;  // whole warps; nothing below waits for the block
   if (p.positions != nullptr && p.positions[row] < 0) {
-    if (lane < p.top_k) {
-      p.ids[row * p.top_k + lane] = -1;
-      p.weights[row * p.top_k + lane] = 0.0f;
+    for (int k = lane; k < p.columns; k += 32) {
+      p.ids[row * p.columns + k] = -1;
+      p.weights[row * p.columns + k] = 0.0f;
     }
     return;
   }
@@ -164,46 +150,107 @@ __global__ __launch_bounds__(kWarps * 32) void route_kernel(const __grid_constan
   for (int k = 0; k < p.top_k; ++k) sum += __shfl_sync(kAll, weight, k);
   if (p.normalise) weight /= sum + 1e-20f;
   if (lane < p.top_k) {
-    p.ids[row * p.top_k + lane] = chosen;
-    p.weights[row * p.top_k + lane] = weight * p.factor;
+    p.ids[row * p.columns + lane] = chosen;
+    p.weights[row * p.columns + lane] = weight * p.factor;
   }
+  if (p.columns > p.top_k && lane == 0) {
+    p.ids[row * p.columns + p.top_k] = p.shared_id;
+    p.weights[row * p.columns + p.top_k] = 1.0f;
+  }
+}
+
+/// Block: a row.
+__global__ __launch_bounds__(kMaxTeamWarps * 32) void team_kernel(const __grid_constant__ RouteParams p) {
+  launch_dependents();
+  __shared__ TeamShared<kMaxTeamWarps> shared;
+  const int thread = static_cast<int>(threadIdx.x);
+  const float bias = p.bias != nullptr && thread < p.experts ? p.bias[thread] : 0.0f;
+  wait_for_previous();
+  route_by_team(p, blockIdx.x, bias, thread, static_cast<int>(blockDim.x) / 32, 1, shared);
+}
+
+/// One cluster. Each block routes up to two rows, by two teams side by side; then the first block orders all of them.
+__global__ __launch_bounds__(kOrderThreads)
+    void route_and_order_kernel(const __grid_constant__ RouteParams p, const __grid_constant__ OrderParams order) {
+  launch_dependents();
+  __shared__ TeamShared<kOrderTeamWarps> shared[kTeams];
+  const int team = static_cast<int>(threadIdx.x) / (kOrderTeamWarps * 32), thread = static_cast<int>(threadIdx.x) % (kOrderTeamWarps * 32);
+  const float bias = p.bias != nullptr && thread < p.experts ? p.bias[thread] : 0.0f;
+  wait_for_previous();
+  const int warps = (p.experts + 31) / 32;
+  const int row = static_cast<int>(blockIdx.x + static_cast<unsigned>(team) * gridDim.x);  // so that few rows have an SM each
+  if (row < p.rows && thread < warps * 32) route_by_team(p, row, bias, thread, warps, 1 + team, shared[team]);
+  __syncwarp();
+  cluster_arrive();  // releases the ids that this block wrote
+  cluster_wait();
+  if (blockIdx.x == 0) order_in_a_block<kOrderThreads, 1>(order);
+}
+
+RouteParams params_of(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions, int32_t* ids,
+                      float* weights, int32_t shared_id) {
+  const bool grouped = gate.grouped && gate.groups > 1, normalise = gate.normalise && gate.top_k > 1;
+  int group_lanes = 1;
+  while (grouped && group_lanes * 2 * gate.groups <= 32) group_lanes *= 2;
+  RouteParams p{};
+  p.logits = logits, p.bias = bias, p.positions = positions, p.ids = ids, p.weights = weights, p.rows = rows;
+  p.experts = static_cast<int32_t>(gate.experts), p.top_k = static_cast<int32_t>(gate.top_k);
+  p.groups = static_cast<int32_t>(gate.groups), p.top_groups = static_cast<int32_t>(gate.top_groups);
+  p.columns = p.top_k + (shared_id >= 0 ? 1 : 0), p.shared_id = shared_id;
+  p.group_lanes = group_lanes, p.factor = normalise && !gate.scale_when_normalised ? 1.0f : gate.scale;
+  p.sigmoid = gate.sigmoid, p.group_by_top2 = gate.group_by_top2, p.grouped = grouped, p.normalise = normalise;
+  return p;
+}
+
+Status check_gate(const char* name, const GateShape& gate, const float* logits, const int32_t* ids, const float* weights) {
+  if (gate.experts < 1 || gate.experts > 1024) return wrong(name, std::to_string(gate.experts) + " experts, allowed 1 to 1024");
+  if (gate.top_k < 1 || gate.top_k > kMaxTopK || gate.top_k > gate.experts) return wrong(name, "top_k is " + std::to_string(gate.top_k));
+  const bool grouped = gate.grouped && gate.groups > 1;
+  if (grouped && (gate.groups > kMaxGroups || gate.experts % gate.groups != 0 || gate.top_groups < 1 || gate.top_groups > gate.groups)) {
+    return wrong(name, std::to_string(gate.groups) + " groups, " + std::to_string(gate.top_groups) + " of them wanted");
+  }
+  if (logits == nullptr || ids == nullptr || weights == nullptr) return wrong(name, "a buffer is null");
+  return {};
 }
 
 }  // namespace
 
-Status route(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions, int32_t* ids, float* weights,
-             Stream stream) {
+Status route(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions, int32_t* ids,
+             float* weights, Stream stream, int32_t shared_id) {
   if (rows == 0) return {};
-  if (gate.experts < 1 || gate.experts > 1024) return wrong("route", std::to_string(gate.experts) + " experts, allowed 1 to 1024");
-  if (gate.top_k < 1 || gate.top_k > kMaxTopK || gate.top_k > gate.experts) return wrong("route", "top_k is " + std::to_string(gate.top_k));
-  const bool grouped = gate.grouped && gate.groups > 1;
-  if (grouped && (gate.groups > kMaxGroups || gate.experts % gate.groups != 0 || gate.top_groups < 1 || gate.top_groups > gate.groups)) {
-    return wrong("route", std::to_string(gate.groups) + " groups, " + std::to_string(gate.top_groups) + " of them wanted");
+  DSV3_TRY(check_gate("route", gate, logits, ids, weights));
+  const RouteParams p = params_of(rows, gate, logits, bias, positions, ids, weights, shared_id);
+  if (rows <= kTeamRows && team_can_route(p)) {
+    const LaunchShape team{dim3(static_cast<unsigned>(rows)), dim3(static_cast<unsigned>(team_warps(p) * 32))};
+    return launch("route", team_kernel, team, stream, p);
   }
-  if (logits == nullptr || ids == nullptr || weights == nullptr) return wrong("route", "a buffer is null");
-  int group_lanes = 1;
-  while (grouped && group_lanes * 2 * gate.groups <= 32) group_lanes *= 2;
-  const bool normalise = gate.normalise && gate.top_k > 1;
-  const RouteParams p{logits,
-                      bias,
-                      positions,
-                      ids,
-                      weights,
-                      rows,
-                      static_cast<int32_t>(gate.experts),
-                      static_cast<int32_t>(gate.top_k),
-                      static_cast<int32_t>(gate.groups),
-                      static_cast<int32_t>(gate.top_groups),
-                      group_lanes,
-                      normalise && !gate.scale_when_normalised ? 1.0f : gate.scale,
-                      gate.sigmoid,
-                      gate.group_by_top2,
-                      grouped,
-                      normalise};
   const LaunchShape shape{dim3(static_cast<unsigned>((rows + kWarps - 1) / kWarps)), dim3(kWarps * 32)};
   if (gate.experts <= 256) return launch("route", route_kernel<8>, shape, stream, p);
   if (gate.experts <= 384) return launch("route", route_kernel<12>, shape, stream, p);
   return launch("route", route_kernel<32>, shape, stream, p);
+}
+
+bool routes_and_orders_at_once(int64_t rows, const GateShape& gate, int64_t experts) {
+  const RouteParams p = params_of(rows, gate, nullptr, nullptr, nullptr, nullptr, nullptr, -1);
+  return rows > 0 && rows <= kTeams * kMaxCluster && experts <= kOrderThreads && team_can_route(p) && team_warps(p) <= kOrderTeamWarps;
+}
+
+Status route_and_order(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions, int32_t* ids,
+                       float* weights, int64_t experts, int tile_rows, const ExpertOrder& order, int32_t* scratch, Stream stream,
+                       int32_t shared_id) {
+  constexpr const char* kName = "route_and_order";
+  const int64_t columns = gate.top_k + (shared_id >= 0 ? 1 : 0);
+  if (!routes_and_orders_at_once(rows, gate, experts)) {
+    DSV3_TRY(route(rows, gate, logits, bias, positions, ids, weights, stream, shared_id));
+    return order_by_expert(rows, columns, experts, ids, tile_rows, order, scratch, stream);
+  }
+  DSV3_TRY(check_gate(kName, gate, logits, ids, weights));
+  OrderParams o{};
+  DSV3_TRY(check_order(kName, rows, columns, experts, ids, tile_rows, order, &o));
+  const RouteParams p = params_of(rows, gate, logits, bias, positions, ids, weights, shared_id);
+  unsigned blocks = 1;
+  while (blocks < rows && blocks < kMaxCluster) blocks *= 2;
+  const LaunchShape shape{dim3(blocks), dim3(kOrderThreads), order_shared_bytes(experts, kOrderThreads), blocks};
+  return launch(kName, route_and_order_kernel, shape, stream, p, o);
 }
 
 }  // namespace dsv3::cuda

@@ -12,8 +12,13 @@ __global__ __launch_bounds__(kThreads) void activation_kernel(const __grid_const
   launch_dependents();
   wait_for_previous();
   const uint32_t index = blockIdx.x * kThreads + threadIdx.x;  // the launcher keeps it below 2^31
-  const uint32_t row = index / p.vectors, i = index - row * p.vectors;
-  const bool used = row < p.rows && (p.source == nullptr || p.source[row] >= 0);
+  const uint32_t listed = index / p.vectors, i = index - listed * p.vectors;
+  int64_t row = listed;
+  bool used = listed < p.rows && (p.source == nullptr || p.source[listed] >= 0);
+  if (used && p.place != nullptr) {
+    row = p.place[listed];
+    used = row >= 0;
+  }
   if (!__any_sync(0xffffffffu, used)) return;
   float v[8] = {};
   if (used) {
@@ -34,7 +39,7 @@ __global__ __launch_bounds__(kThreads) void activation_kernel(const __grid_const
   // Rows have a multiple of 16 vectors, so 16 neighbouring lanes are of one row and one group.
   const float scale = group_scale(v, p.ue8m0);
   if (!used) return;
-  *reinterpret_cast<uint2*>(p.quantised + (static_cast<int64_t>(row) * p.vectors + i) * kVector) = to_e4m3(v, scale);
+  *reinterpret_cast<uint2*>(p.quantised + (row * p.vectors + i) * kVector) = to_e4m3(v, scale);
   if (i % kGroupVectors == 0) p.scales[i / kGroupVectors * p.scale_stride + row] = scale;
 }
 

@@ -120,6 +120,7 @@ inline Status check_fp8(const char* kernel, const char* name, const Fp8Rows& x, 
 struct Activation {
   const Bf16* x = nullptr;          ///< [rows, vectors * 8], or twice as many columns with silu: gate, then up
   const int32_t* source = nullptr;  ///< [rows] or null
+  const int32_t* place = nullptr;   ///< [rows] or null: the row of x and of the results that is meant; negative: none
   Bf16* out = nullptr;              ///< or null
   uint8_t* quantised = nullptr;     ///< or null; rows packed
   float* scales = nullptr;

@@ -259,6 +259,28 @@ __device__ int32_t draw_with_cuts(const SlotView& view, const RowJob& job, const
   return found.key != 0 ? id_of(found.key) : fallback;
 }
 
+/// shared.keys gets the `wanted` best of all the row's raw logits, best first. Whole block.
+__device__ void best_raw(const SlotView& view, const Elements& e, int row, int wanted, SelectShared& shared) {
+  // As many chunks have a logit of at least the wanted-th best maximum of a chunk, so nothing below it is wanted: mostly few are left.
+  __shared__ float maxima[kMaxChunks];
+  __shared__ float floor;
+  const int t = static_cast<int>(threadIdx.x);
+  if (wanted <= view.chunks) {
+    if (t < view.chunks) maxima[t] = view.parts[static_cast<int64_t>(row) * view.chunks + t].raw_max;
+    __syncthreads();
+    if (t < view.chunks) {
+      int rank = 0;
+      for (int c = 0; c < view.chunks; ++c) rank += maxima[c] > maxima[t] || (maxima[c] == maxima[t] && c < t) ? 1 : 0;
+      if (rank == wanted - 1) floor = maxima[t];
+    }
+    __syncthreads();
+    gather_sorted(e, shared, [&](float x, uint64_t) { return x >= floor; });
+    if (shared.filled <= kShortList) return;
+  }
+  const Found last = locate(e, nullptr, nullptr, {true, static_cast<uint64_t>(wanted)}, shared);
+  gather_sorted(e, shared, [&](float, uint64_t key) { return key >= last.key; });
+}
+
 /// Block: one row.
 __global__ void __launch_bounds__(kFinishThreads)
     finish_kernel(const __grid_constant__ SlotView view, const __grid_constant__ ScanCall call) {
@@ -298,8 +320,7 @@ __global__ void __launch_bounds__(kFinishThreads)
     result.num_top = min(min(job.num_logprobs, view.limits.max_top_logprobs), view.limits.vocab);
     if (result.num_top > 0) {
       const Elements e = raw_elements(view, job, whole.raw_max);
-      const Found last = locate(e, nullptr, nullptr, {true, static_cast<uint64_t>(result.num_top)}, shared);
-      gather_sorted(e, shared, [&](float, uint64_t key) { return key >= last.key; });
+      best_raw(view, e, row, result.num_top, shared);
       if (t < result.num_top) {
         const uint64_t key = shared.keys[t];
         view.tops[static_cast<int64_t>(row) * view.limits.max_top_logprobs + t] = {
