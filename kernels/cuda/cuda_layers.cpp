@@ -16,17 +16,27 @@ Bf16Matrix bf16(const Tensor& t, int64_t rows) {
   return {static_cast<Bf16*>(t.data), rows, t.cols, t.stride};
 }
 Bf16Matrix bf16_or_none(const Tensor& t, int64_t rows) { return t.data != nullptr ? bf16(t, rows) : Bf16Matrix{}; }
+F32Matrix f32(const Tensor& t, int64_t rows) { return {t.f32(), rows, t.cols, t.stride}; }
 Bf16* row_of(const Tensor& t, int64_t row) { return static_cast<Bf16*>(t.data) + row * t.stride; }
+
+/// Rows of an activation or of the residual stream.
+Status gather(const Tensor& x, const int32_t* rows_wanted, const Bf16Matrix& out, Stream stream) {
+  if (x.dtype == DType::kF32) return gather_rows(f32(x, x.rows), rows_wanted, out, stream);
+  return gather_rows(bf16(x, x.rows), rows_wanted, out, stream);
+}
 
 }  // namespace
 
 void CudaOps::embed(const Batch& batch, const Tensor& table, int64_t first_id, Tensor out) {
-  note(cuda::embed(pass_->device->tokens, bf16(table, table.rows), first_id, bf16(out, batch.rows), stream_));
+  const int32_t* tokens = pass_->device->tokens;
+  const Bf16Matrix rows = bf16(table, table.rows);
+  note(out.dtype == DType::kF32 ? cuda::embed(tokens, rows, first_id, f32(out, batch.rows), stream_)
+                                : cuda::embed(tokens, rows, first_id, bf16(out, batch.rows), stream_));
 }
 
 void CudaOps::add_rms_norm(int64_t rows, Tensor residual, Tensor delta, const Tensor& gain, float eps, Tensor out, Tensor quantised) {
   const Fp8Rows q = quantised.data != nullptr ? quantised_rows(quantised, rows) : Fp8Rows{};
-  note(cuda::add_rms_norm(bf16(residual, rows), bf16_or_none(delta, rows), gain.f32(), eps, bf16(out, rows), q, options_.ue8m0, stream_));
+  note(cuda::add_rms_norm(f32(residual, rows), bf16_or_none(delta, rows), gain.f32(), eps, bf16(out, rows), q, options_.ue8m0, stream_));
 }
 
 void CudaOps::rms_norm(int64_t rows, Tensor x, const Tensor& gain, float eps, Tensor out, Tensor quantised) {
@@ -230,15 +240,15 @@ void CudaOps::experts(int64_t rows, const Tensor& x, const Tensor& x_fp8, const 
 
 void CudaOps::gather_rows(const Tensor& x, std::span<const int32_t> rows_wanted, Tensor out) {
   note(cuda_status(cudaMemcpyAsync(wanted_rows_, rows_wanted.data(), rows_wanted.size() * 4, cudaMemcpyHostToDevice, stream_), "row list"));
-  note(cuda::gather_rows(bf16(x, x.rows), wanted_rows_, bf16(out, static_cast<int64_t>(rows_wanted.size())), stream_));
+  note(gather(x, wanted_rows_, bf16(out, static_cast<int64_t>(rows_wanted.size())), stream_));
 }
 
 void CudaOps::gather_logit_rows(const Batch& batch, const Tensor& x, Tensor out) {
-  note(cuda::gather_rows(bf16(x, x.rows), pass_->device->logit_rows, bf16(out, batch.num_logit_rows), stream_));
+  note(gather(x, pass_->device->logit_rows, bf16(out, batch.num_logit_rows), stream_));
 }
 
 void CudaOps::gather_source_rows(const Batch& batch, const Tensor& x, Tensor out) {
-  note(cuda::gather_rows(bf16(x, x.rows), pass_->device->source_rows, bf16(out, batch.rows), stream_));
+  note(gather(x, pass_->device->source_rows, bf16(out, batch.rows), stream_));
 }
 
 void CudaOps::zero(int64_t rows, Tensor x) { note(zero_rows(bf16(x, rows), stream_)); }
