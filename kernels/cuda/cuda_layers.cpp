@@ -19,17 +19,27 @@ Bf16Matrix bf16(const Tensor& t, int64_t rows) {
 Bf16Matrix bf16_or_none(const Tensor& t, int64_t rows) { return t.data != nullptr ? bf16(t, rows) : Bf16Matrix{}; }
 /// The only product of this size in float32 (the other one is the head): its logits come by a kernel of their own.
 bool is_router(const Bf16Weight& w) { return w.n >= 8 && w.n <= 1024 && w.n % 8 == 0 && w.k % 64 == 0; }
+F32Matrix f32(const Tensor& t, int64_t rows) { return {t.f32(), rows, t.cols, t.stride}; }
 Bf16* row_of(const Tensor& t, int64_t row) { return static_cast<Bf16*>(t.data) + row * t.stride; }
+
+/// Rows of an activation or of the residual stream.
+Status gather(const Tensor& x, const int32_t* rows_wanted, const Bf16Matrix& out, Stream stream) {
+  if (x.dtype == DType::kF32) return gather_rows(f32(x, x.rows), rows_wanted, out, stream);
+  return gather_rows(bf16(x, x.rows), rows_wanted, out, stream);
+}
 
 }  // namespace
 
 void CudaOps::embed(const Batch& batch, const Tensor& table, int64_t first_id, Tensor out) {
-  note(cuda::embed(pass_->device->tokens, bf16(table, table.rows), first_id, bf16(out, batch.rows), stream_));
+  const int32_t* tokens = pass_->device->tokens;
+  const Bf16Matrix rows = bf16(table, table.rows);
+  note(out.dtype == DType::kF32 ? cuda::embed(tokens, rows, first_id, f32(out, batch.rows), stream_)
+                                : cuda::embed(tokens, rows, first_id, bf16(out, batch.rows), stream_));
 }
 
 void CudaOps::add_rms_norm(int64_t rows, Tensor residual, Tensor delta, const Tensor& gain, float eps, Tensor out, Tensor quantised) {
   const Fp8Rows q = quantised.data != nullptr ? quantised_rows(quantised, rows) : Fp8Rows{};
-  note(cuda::add_rms_norm(bf16(residual, rows), bf16_or_none(delta, rows), gain.f32(), eps, bf16(out, rows), q, options_.ue8m0, stream_));
+  note(cuda::add_rms_norm(f32(residual, rows), bf16_or_none(delta, rows), gain.f32(), eps, bf16(out, rows), q, options_.ue8m0, stream_));
 }
 
 void CudaOps::rms_norm(int64_t rows, Tensor x, const Tensor& gain, float eps, Tensor out, Tensor quantised) {
@@ -239,10 +249,8 @@ ExpertOrder CudaOps::expert_order(int64_t rows, int64_t top_k, int64_t experts) 
 
 void CudaOps::route(int64_t rows, const GateShape& gate, const Tensor& logits, const Tensor& bias, Tensor ids, Tensor weights) {
   const float* const bias_data = bias.data != nullptr ? bias.f32() : nullptr;
-  // A column more than top_k is the shared expert's, which comes behind the routed ones.
-  const bool shared = ids.cols > gate.top_k;
-  const int64_t columns = gate.top_k + (shared ? 1 : 0), count = gate.experts + (shared ? 1 : 0);
-  const int32_t shared_id = shared ? static_cast<int32_t>(gate.experts) : -1;
+  const int64_t columns = gate.columns(), count = gate.experts + (gate.shared_id >= 0 ? 1 : 0);
+  const auto shared_id = static_cast<int32_t>(gate.shared_id);
   ordered_ = {};
   // Few rows are put in order by the same kernel, where this rank holds all the experts (or slices of all of them).
   if (experts_.count == count && routes_and_orders_at_once(rows, gate, count)) {
@@ -286,15 +294,15 @@ void CudaOps::experts(int64_t rows, const Tensor& x, const Tensor& x_fp8, const 
 
 void CudaOps::gather_rows(const Tensor& x, std::span<const int32_t> rows_wanted, Tensor out) {
   note(cuda_status(cudaMemcpyAsync(wanted_rows_, rows_wanted.data(), rows_wanted.size() * 4, cudaMemcpyHostToDevice, stream_), "row list"));
-  note(cuda::gather_rows(bf16(x, x.rows), wanted_rows_, bf16(out, static_cast<int64_t>(rows_wanted.size())), stream_));
+  note(gather(x, wanted_rows_, bf16(out, static_cast<int64_t>(rows_wanted.size())), stream_));
 }
 
 void CudaOps::gather_logit_rows(const Batch& batch, const Tensor& x, Tensor out) {
-  note(cuda::gather_rows(bf16(x, x.rows), pass_->device->logit_rows, bf16(out, batch.num_logit_rows), stream_));
+  note(gather(x, pass_->device->logit_rows, bf16(out, batch.num_logit_rows), stream_));
 }
 
 void CudaOps::gather_source_rows(const Batch& batch, const Tensor& x, Tensor out) {
-  note(cuda::gather_rows(bf16(x, x.rows), pass_->device->source_rows, bf16(out, batch.rows), stream_));
+  note(gather(x, pass_->device->source_rows, bf16(out, batch.rows), stream_));
 }
 
 }  // namespace dsv3::cuda

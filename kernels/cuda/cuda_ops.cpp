@@ -94,7 +94,7 @@ T* CudaOps::take(Arena::Part part, std::string_view name, int64_t count) {
 
 Tensor CudaOps::alloc(std::string_view name, int64_t rows, int64_t cols, BufferKind kind) {
   Tensor t{nullptr, DType::kBF16, rows, cols, cols};
-  if (kind != BufferKind::kActivation) {
+  if (kind != BufferKind::kActivation) {  // residuals: float32, read by norms and copies only, so without an FP8 form
     t.dtype = kind == BufferKind::kInt ? DType::kI32 : DType::kF32;
     t.data = take<float>(Arena::Part::kStep, name, rows * cols);
     return t;

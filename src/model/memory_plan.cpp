@@ -172,14 +172,15 @@ std::vector<MemoryLine> cuda_step_lines(const ModelConfig& c, const MemoryReques
   const int64_t logit_rows = std::min(r.max_slots * (1 + drafts), rows);
   int64_t buffers = 0;
   const auto add = [&](int64_t count, int64_t cols) { buffers += activation_bytes(count, cols, r.w8a8); };
-  for (int i = 0; i < (r.w8a8 ? 5 : 4); ++i) add(rows, hidden);  // residual, normed twice, delta, hidden
+  buffers += rows * hidden * 4 * (r.mtp ? 2 : 1);                // residual and draft_residual: float32, no FP8 form
+  for (int i = 0; i < (r.w8a8 ? 4 : 3); ++i) add(rows, hidden);  // normed (twice), delta, hidden
   add(rows, c.q_lora_rank + c.cache_row());
   add(rows, c.q_lora_rank);
   add(rows, heads * c.qk_head_dim());
   add(rows, heads * c.v_head_dim);
   add(rows, 2 * width);
   add(rows, width);
-  for (int i = 0; r.mtp && i < 3; ++i) add(rows, hidden);
+  for (int i = 0; r.mtp && i < 2; ++i) add(rows, hidden);  // draft_hidden, draft_source
   if (r.mtp) add(rows, 2 * hidden);
   add(logit_rows, hidden);
 

@@ -38,7 +38,7 @@ Transformer::Transformer(const ModelConfig& config, const Shard& shard, ModelWei
   const int64_t hidden = c_.hidden_size, q_rank = c_.q_lora_rank;
   const int64_t width = std::max(shard.count(c_.intermediate_size),
                                  shard.count(c_.n_shared_experts * c_.moe_intermediate_size));
-  residual_ = ops.alloc("residual", max_rows, hidden);
+  residual_ = ops.alloc("residual", max_rows, hidden, BufferKind::kResidual);
   normed_ = ops.alloc("normed", max_rows, hidden);
   if (ops.fp8_inputs()) normed_fp8_ = ops.alloc("normed_fp8", max_rows, hidden);
   qkv_a_ = ops.alloc("qkv_a", max_rows, q_rank + c_.cache_row());
@@ -55,7 +55,7 @@ Transformer::Transformer(const ModelConfig& config, const Shard& shard, ModelWei
   }
   hidden_ = ops.alloc("hidden", max_rows, hidden);
   if (w_.mtp) {
-    draft_residual_ = ops.alloc("draft_residual", max_rows, hidden);
+    draft_residual_ = ops.alloc("draft_residual", max_rows, hidden, BufferKind::kResidual);
     draft_hidden_ = ops.alloc("draft_hidden", max_rows, hidden);
     draft_source_ = ops.alloc("draft_source", max_rows, hidden);
     draft_concat_ = ops.alloc("draft_concat", max_rows, 2 * hidden);

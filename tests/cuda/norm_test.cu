@@ -1,5 +1,6 @@
 // Norms, quantisation, activation and copies of rows against float64.
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/cuda/norm/norm.h"
 #include "rows_reference.h"
@@ -13,53 +14,79 @@ constexpr double kBf16Error = 4e-3;
 // Float32 arithmetic before quantisation: a few units of 2^-24.
 constexpr double kF32Error = 2e-6;
 
-struct Matrix {
-  Matrix(int64_t rows, int64_t cols, uint32_t seed, float scale = 1.0f)
+float to_float(Bf16 x) {
+  return from_bf16(x);
+}
+float to_float(float x) {
+  return x;
+}
+std::vector<Bf16> converted(const std::vector<float>& x, Bf16) {
+  return to_bf16(x);
+}
+std::vector<float> converted(const std::vector<float>& x, float) {
+  return x;
+}
+
+/// T: Bf16 or float; M: its matrix.
+template <class T, class M>
+struct MatrixOf {
+  MatrixOf(int64_t rows, int64_t cols, uint32_t seed, float scale = 1.0f)
       : rows(rows),
         cols(cols),
         stride(cols + 16),
-        host(to_bf16(normal_values(static_cast<size_t>(rows * stride), seed, scale))),
+        host(converted(normal_values(static_cast<size_t>(rows * stride), seed, scale), T{})),
         device(std::max<size_t>(host.size(), 1)) {
     if (!host.empty()) device.upload(host);
   }
-  Bf16Matrix view() const { return {device.get(), rows, cols, stride}; }
-  double at(int64_t r, int64_t c) const { return from_bf16(host[static_cast<size_t>(r * stride + c)]); }
+  M view() const { return {device.get(), rows, cols, stride}; }
+  double at(int64_t r, int64_t c) const { return to_float(host[static_cast<size_t>(r * stride + c)]); }
   /// What is on the device now, packed.
   std::vector<float> download() const {
     const auto all = device.download();
     std::vector<float> packed;
     for (int64_t r = 0; r < rows; ++r) {
-      for (int64_t c = 0; c < cols; ++c) packed.push_back(from_bf16(all[static_cast<size_t>(r * stride + c)]));
+      for (int64_t c = 0; c < cols; ++c) packed.push_back(to_float(all[static_cast<size_t>(r * stride + c)]));
     }
     return packed;
   }
   int64_t rows, cols, stride;
-  std::vector<Bf16> host;
-  Guarded<Bf16> device;
+  std::vector<T> host;
+  Guarded<T> device;
 };
+using Matrix = MatrixOf<Bf16, Bf16Matrix>;
+using Residual = MatrixOf<float, F32Matrix>;
 
 std::string name_of(int64_t rows, int64_t cols, bool ue8m0 = false) {
   return std::to_string(rows) + " x " + std::to_string(cols) + (ue8m0 ? " ue8m0" : "");
 }
 
-void check_norm(int64_t rows, int64_t cols, bool with_delta, bool ue8m0) {
-  const std::string what = name_of(rows, cols, ue8m0) + (with_delta ? " with delta" : "");
+enum class Form { kPlain, kResidual, kResidualAndDelta };
+
+template <class X>
+void check_norm(int64_t rows, int64_t cols, Form form, bool ue8m0) {
+  const bool with_delta = form == Form::kResidualAndDelta;
+  const std::string what = name_of(rows, cols, ue8m0) + (with_delta ? " with delta" : form == Form::kResidual ? " residual" : "");
   SCOPED_TRACE(what);
-  const Matrix x(rows, cols, 1), delta(rows, cols, 2), out(rows, cols, 3);
+  const X x(rows, cols, 1);
+  const Matrix delta(rows, cols, 2), out(rows, cols, 3);
   const auto gain = normal_values(static_cast<size_t>(cols), 4);
   const Guarded<float> gain_device(gain);
   const bool fp8 = cols % 128 == 0;
   const Fp8Buffer quantised(rows, fp8 ? cols : 128);
   const Fp8Rows target = fp8 ? quantised.view() : Fp8Rows{};
-  ASSERT_OK(with_delta ? add_rms_norm(x.view(), delta.view(), gain_device.get(), kEps, out.view(), target, ue8m0, nullptr)
-                       : rms_norm(x.view(), gain_device.get(), kEps, out.view(), target, ue8m0, nullptr));
+  if constexpr (std::is_same_v<X, Residual>) {
+    const Bf16Matrix added = with_delta ? delta.view() : Bf16Matrix{};
+    ASSERT_OK(add_rms_norm(x.view(), added, gain_device.get(), kEps, out.view(), target, ue8m0, nullptr));
+  } else {
+    ASSERT_OK(rms_norm(x.view(), gain_device.get(), kEps, out.view(), target, ue8m0, nullptr));
+  }
   expect_synced();
   std::vector<double> residual, exact;
   for (int64_t r = 0; r < rows; ++r) {
     double squares = 0;
     for (int64_t c = 0; c < cols; ++c) {
       double v = x.at(r, c);
-      if (with_delta) v = from_bf16(to_bf16(static_cast<float>(v) + static_cast<float>(delta.at(r, c))));
+      if (with_delta) v = static_cast<float>(v) + static_cast<float>(delta.at(r, c));  // one float32 sum: compared bit by bit
       residual.push_back(v);
       squares += v * v;
     }
@@ -78,11 +105,12 @@ TEST(CudaNorm, AgreesWithFloat64) {
   DSV3_NEEDS_GPU();
   for (const int64_t rows : {0, 1, 5, 300}) {
     for (const int64_t cols : {7168, 384, 1536, 512, 128, 1000, 8}) {
-      check_norm(rows, cols, true, false);
-      check_norm(rows, cols, false, true);
+      check_norm<Residual>(rows, cols, Form::kResidualAndDelta, false);
+      check_norm<Residual>(rows, cols, Form::kResidual, true);
+      check_norm<Matrix>(rows, cols, Form::kPlain, true);
     }
   }
-  check_norm(5, 16384, true, true);
+  check_norm<Residual>(5, 16384, Form::kResidualAndDelta, true);
 }
 
 TEST(CudaNorm, RowsHaveTheSameBitsAloneAndInABatch) {
@@ -99,6 +127,18 @@ TEST(CudaNorm, RowsHaveTheSameBitsAloneAndInABatch) {
     expect_synced();
     const auto all = many.download(), alone = few.download();
     EXPECT_EQ(std::memcmp(alone.data(), all.data() + (rows - 3) * cols, alone.size() * sizeof(float)), 0) << cols << " columns";
+
+    // The residual's form: 300 rows take four passes, 3 rows (a copy of the last ones, since the sum is in place) one.
+    const Residual stream(rows, cols, 9);
+    const Guarded<float> copy(3 * stream.stride);
+    ASSERT_EQ(cudaMemcpy(copy.get(), stream.device.get() + (rows - 3) * stream.stride, copy.size() * sizeof(float), cudaMemcpyDeviceToDevice),
+              cudaSuccess);
+    ASSERT_OK(add_rms_norm(stream.view(), x.view(), gain.get(), kEps, many.view(), {}, false, nullptr));
+    ASSERT_OK(add_rms_norm({copy.get(), 3, cols, stream.stride}, last, gain.get(), kEps, few.view(), {}, false, nullptr));
+    expect_synced();
+    const auto all_sums = many.download(), few_sums = few.download();
+    EXPECT_EQ(std::memcmp(few_sums.data(), all_sums.data() + (rows - 3) * cols, few_sums.size() * sizeof(float)), 0) << cols << " columns";
+    EXPECT_TRUE(copy.guards_intact() && stream.device.guards_intact()) << cols << " columns";
   }
 }
 
@@ -157,7 +197,8 @@ TEST(CudaNorm, CopiesZerosAndSums) {
   DSV3_NEEDS_GPU();
   for (const int64_t rows : {1, 5, 300}) {
     const int64_t cols = 1000, first = 50;
-    const Matrix table(40, cols, 12), out(rows, cols, 13), gathered(rows, cols, 14), sum(rows, cols, 15);
+    const Matrix table(40, cols, 12), out(rows, cols, 13), gathered(rows, cols, 14), sum(rows, cols, 15), rounded(rows, cols, 16);
+    const Residual stream(40, cols, 17), start(rows, cols, 18);
     std::vector<int32_t> ids;
     for (int64_t r = 0; r < rows; ++r) ids.push_back(static_cast<int32_t>(45 + r % 50));
     std::vector<int32_t> wanted;
@@ -165,15 +206,21 @@ TEST(CudaNorm, CopiesZerosAndSums) {
     const Guarded<int32_t> ids_device(ids), wanted_device(wanted);
     ASSERT_OK(embed(ids_device.get(), table.view(), first, out.view(), nullptr));
     ASSERT_OK(gather_rows(table.view(), wanted_device.get(), gathered.view(), nullptr));
+    ASSERT_OK(embed(ids_device.get(), table.view(), first, start.view(), nullptr));
+    ASSERT_OK(gather_rows(stream.view(), wanted_device.get(), rounded.view(), nullptr));
     ASSERT_OK(add_rows(sum.view(), out.view(), nullptr));
     expect_synced();
     const auto embedded = out.download(), rows_got = gathered.download(), sums = sum.download();
+    const auto started = start.download(), rounded_got = rounded.download();
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < cols; ++c) {
         const auto i = static_cast<size_t>(r * cols + c);
         const int64_t id = ids[static_cast<size_t>(r)] - first, from = wanted[static_cast<size_t>(r)];
         const double want = id >= 0 && id < 40 ? table.at(id, c) : 0.0;
         ASSERT_EQ(embedded[i], want) << "row " << r << ", column " << c;
+        ASSERT_EQ(started[i], want) << "row " << r << ", column " << c;
+        const double near = from >= 0 ? from_bf16(to_bf16(static_cast<float>(stream.at(from, c)))) : 0.0f;
+        ASSERT_EQ(rounded_got[i], near) << "row " << r << ", column " << c;
         ASSERT_EQ(rows_got[i], from >= 0 ? table.at(from, c) : 0.0) << "row " << r << ", column " << c;
         ASSERT_EQ(sums[i], from_bf16(to_bf16(static_cast<float>(sum.at(r, c)) + static_cast<float>(want)))) << "row " << r;
       }
@@ -184,6 +231,7 @@ TEST(CudaNorm, CopiesZerosAndSums) {
     expect_synced();
     for (const float value : out.download()) ASSERT_EQ(value, 0.0f);
     for (const float value : floats.download()) ASSERT_EQ(value, 0.0f);
+    EXPECT_TRUE(start.device.guards_intact() && rounded.device.guards_intact());
     EXPECT_TRUE(out.device.guards_intact() && gathered.device.guards_intact() && sum.device.guards_intact() && floats.guards_intact());
   }
 }
@@ -192,6 +240,8 @@ TEST(CudaNorm, RefusesWhatItCannotRead) {
   const float gain[8] = {};
   Bf16 values[64];
   EXPECT_FALSE(rms_norm({values, 1, 12, 16}, gain, kEps, {}, {}, false, nullptr).ok());
+  float floats[64];
+  EXPECT_FALSE(add_rms_norm({floats, 1, 12, 16}, {}, gain, kEps, {}, {}, false, nullptr).ok());
   EXPECT_FALSE(quantise({values, 1, 64, 64}, {}, false, nullptr).ok());
   EXPECT_OK(rms_norm({nullptr, 0, 8, 8}, nullptr, kEps, {}, {}, false, nullptr));
 }

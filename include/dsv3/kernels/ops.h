@@ -1,9 +1,9 @@
 // The operations that the model is written in. One implementation per backend: CpuOps is the reference; a CUDA one
 // fills in the same calls. One Ops belongs to one rank and is used by that rank's thread only.
 //
-// Activations travel in the backend's own precision (float32 on the CPU, BF16 on GPUs). Every call takes the first `rows`
-// rows that the batch says; buffers are allocated once, before the first step, for the largest step. A backend may only
-// enqueue the work of a step: what a step decided comes out of collect().
+// Activations travel in the backend's own precision (float32 on the CPU, BF16 on GPUs), the residual stream in float32. Every
+// call takes the first `rows` rows that the batch says; buffers are allocated once, before the first step, for the largest
+// step. A backend may only enqueue the work of a step: what a step decided comes out of collect().
 #pragma once
 
 #include <cstdint>
@@ -143,6 +143,7 @@ struct OpsLimits {
 
 enum class BufferKind {
   kActivation,  ///< the backend's activation dtype
+  kResidual,    ///< the residual stream: float32 on GPUs, so that adding a branch rounds nothing away
   kFloat,       ///< float32: router and logits
   kInt,         ///< int32
 };

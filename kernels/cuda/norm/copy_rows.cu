@@ -1,4 +1,4 @@
-// Embedding, gathered rows, zeros and sums: plain copies of 16 bytes a thread.
+// Embedding, gathered rows, zeros and sums: plain copies of 8 columns a thread.
 #include <algorithm>
 
 #include "norm.h"
@@ -10,24 +10,28 @@ namespace {
 constexpr unsigned kThreads = 256;
 
 /// out[r] = table[index[r] - first], zeros where that is outside of the table or there is no index at all.
+template <class From, class To>
 struct CopyParams {
   const int32_t* index;
-  const Bf16* table;
-  Bf16* out;
+  const From* table;
+  To* out;
   int64_t first, table_rows, table_stride, out_stride;
   uint32_t rows, vectors;
 };
 
-__global__ __launch_bounds__(kThreads) void copy_kernel(const __grid_constant__ CopyParams p) {
+template <class From, class To>
+__global__ __launch_bounds__(kThreads) void copy_kernel(const __grid_constant__ CopyParams<From, To> p) {
   launch_dependents();
   wait_for_previous();
   const uint32_t at = blockIdx.x * kThreads + threadIdx.x;
   const uint32_t row = at / p.vectors, i = at - row * p.vectors;
   if (row >= p.rows) return;
   const int64_t from = p.index != nullptr ? p.index[row] - p.first : -1;
-  uint4 value{};
+  VectorOf<From> value{};
   if (from >= 0 && from < p.table_rows) value = load_vector(p.table + from * p.table_stride + i * kVector);
-  *reinterpret_cast<uint4*>(p.out + row * p.out_stride + i * kVector) = value;
+  float v[8];
+  unpack(value, v);
+  store_vector(p.out + row * p.out_stride + i * kVector, v);  // from BF16 to BF16 this gives the same number back
 }
 
 struct AddParams {
@@ -72,38 +76,49 @@ Status shape_of(const char* name, int64_t rows, int64_t cols, LaunchShape* shape
   return {};
 }
 
-Status copy(const char* name, const int32_t* index, const Bf16Matrix& table, int64_t first, const Bf16Matrix& out, Stream stream) {
+template <class Table, class Out>
+Status copy(const char* name, const int32_t* index, const Table& table, int64_t first, const Out& out, Stream stream) {
   if (out.rows == 0) return {};
   DSV3_TRY(check_matrix(name, "out", out, out.rows, out.cols));
   if (index != nullptr && table.rows > 0) DSV3_TRY(check_matrix(name, "table", table, table.rows, out.cols));
   LaunchShape shape;
   DSV3_TRY(shape_of(name, out.rows, out.cols, &shape));
-  const CopyParams p{index,
-                     table.data,
-                     out.data,
-                     first,
-                     table.rows,
-                     table.stride,
-                     out.stride,
-                     static_cast<uint32_t>(out.rows),
-                     static_cast<uint32_t>(out.cols / kVector)};
-  return launch(name, copy_kernel, shape, stream, p);
+  using From = std::remove_pointer_t<decltype(table.data)>;
+  using To = std::remove_pointer_t<decltype(out.data)>;
+  const CopyParams<From, To> p{index,
+                               table.data,
+                               out.data,
+                               first,
+                               table.rows,
+                               table.stride,
+                               out.stride,
+                               static_cast<uint32_t>(out.rows),
+                               static_cast<uint32_t>(out.cols / kVector)};
+  return launch(name, copy_kernel<From, To>, shape, stream, p);
 }
 
 }  // namespace
 
+Status embed(const int32_t* tokens, const Bf16Matrix& table, int64_t first_id, const F32Matrix& out, Stream stream) {
+  if (out.rows > 0 && tokens == nullptr) return wrong("embed", "tokens is null");
+  return copy("embed", tokens, table, first_id, out, stream);
+}
 Status embed(const int32_t* tokens, const Bf16Matrix& table, int64_t first_id, const Bf16Matrix& out, Stream stream) {
   if (out.rows > 0 && tokens == nullptr) return wrong("embed", "tokens is null");
   return copy("embed", tokens, table, first_id, out, stream);
 }
 
+Status gather_rows(const F32Matrix& x, const int32_t* rows_wanted, const Bf16Matrix& out, Stream stream) {
+  if (out.rows > 0 && rows_wanted == nullptr) return wrong("gather_rows", "rows_wanted is null");
+  return copy("gather_rows", rows_wanted, x, 0, out, stream);
+}
 Status gather_rows(const Bf16Matrix& x, const int32_t* rows_wanted, const Bf16Matrix& out, Stream stream) {
   if (out.rows > 0 && rows_wanted == nullptr) return wrong("gather_rows", "rows_wanted is null");
   return copy("gather_rows", rows_wanted, x, 0, out, stream);
 }
 
 Status zero_rows(const Bf16Matrix& x, Stream stream) {
-  return copy("zero_rows", nullptr, {}, 0, x, stream);
+  return copy("zero_rows", nullptr, Bf16Matrix{}, 0, x, stream);
 }
 
 Status add_rows(const Bf16Matrix& a, const Bf16Matrix& b, Stream stream) {

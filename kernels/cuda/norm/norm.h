@@ -7,11 +7,11 @@
 
 namespace dsv3::cuda {
 
-/// residual += delta (unless delta.data is null; rounded to BF16); h = gain * residual / sqrt(mean(residual^2) + eps), one
-/// rounding to BF16: `out` (unless null), `quantised` (unless its data is null; from the unrounded values). gain [cols].
-Status add_rms_norm(const Bf16Matrix& residual, const Bf16Matrix& delta, const float* gain, float eps, const Bf16Matrix& out,
+/// residual += delta (unless delta.data is null), in float32; h = gain * residual / sqrt(mean(residual^2) + eps), one rounding
+/// to BF16: `out` (unless null), `quantised` (unless its data is null; from the unrounded values). gain [cols].
+Status add_rms_norm(const F32Matrix& residual, const Bf16Matrix& delta, const float* gain, float eps, const Bf16Matrix& out,
                     const Fp8Rows& quantised, bool ue8m0, Stream stream);
-/// The same of x, without a residual; `out` may be x.
+/// The same of BF16 rows, without a residual; `out` may be x.
 Status rms_norm(const Bf16Matrix& x, const float* gain, float eps, const Bf16Matrix& out, const Fp8Rows& quantised, bool ue8m0, Stream stream);
 
 /// model.md 8.2: per row and 128 columns a = max(|x|, 1e-4), s = a / 448 (ue8m0: 2^ceil(log2 s)), e4m3(x / s).
@@ -20,8 +20,10 @@ Status quantise(const Bf16Matrix& x, const Fp8Rows& out, bool ue8m0, Stream stre
 Status silu_mul(const Bf16Matrix& gate_up, const Bf16Matrix& out, const Fp8Rows& quantised, bool ue8m0, Stream stream);
 
 /// out[r] = table[tokens[r] - first_id], zeros where the id is not in [first_id, first_id + table.rows).
+Status embed(const int32_t* tokens, const Bf16Matrix& table, int64_t first_id, const F32Matrix& out, Stream stream);
 Status embed(const int32_t* tokens, const Bf16Matrix& table, int64_t first_id, const Bf16Matrix& out, Stream stream);
-/// out[i] = x[rows_wanted[i]], i < out.rows; rows_wanted: device; -1 gives zeros.
+/// out[i] = x[rows_wanted[i]], i < out.rows; rows_wanted: device; -1 gives zeros. float32 is rounded to BF16.
+Status gather_rows(const F32Matrix& x, const int32_t* rows_wanted, const Bf16Matrix& out, Stream stream);
 Status gather_rows(const Bf16Matrix& x, const int32_t* rows_wanted, const Bf16Matrix& out, Stream stream);
 Status zero_rows(const Bf16Matrix& x, Stream stream);
 Status add_rows(const Bf16Matrix& a, const Bf16Matrix& b, Stream stream);   ///< a += b

@@ -8,9 +8,10 @@ namespace {
 constexpr int kMaxThreadsOnePass = 1024, kMaxThreadsFourPasses = 512;
 constexpr int kManyRows = 264;  // two blocks an SM: from here on bytes in flight count more than one row's latency
 
+template <class X>
 struct NormParams {
-  Bf16* x;             // [rows, cols]: the residual, or the input
-  const Bf16* delta;   // [rows, cols] or null; x + delta goes back to x
+  X* x;                // [rows, cols]: the residual (float32), or the input (BF16)
+  const Bf16* delta;   // [rows, cols] or null; x + delta goes back to x. Only with a residual
   const float* gain;   // [cols]
   Bf16* out;           // or null
   uint8_t* quantised;  // or null
@@ -23,9 +24,11 @@ struct NormParams {
 
 /// Vector i = pass * blockDim.x + thread. The sum goes 8 values of a vector, 32 vectors of a chunk, chunks: the same tree however
 /// many threads and passes there are, so a row's bits do not depend on the number of rows.
-template <int kPasses>
-__global__ __launch_bounds__(kPasses == 1 ? kMaxThreadsOnePass
-                                          : kMaxThreadsFourPasses) void norm_kernel(const __grid_constant__ NormParams p) {
+/// One pass: 32 registers, so that two rows fit on an SM below kManyRows.
+template <int kPasses, class X>
+__global__ __launch_bounds__(kPasses == 1 ? kMaxThreadsOnePass : kMaxThreadsFourPasses,
+                             kPasses == 1 ? 2 : 1) void norm_kernel(const __grid_constant__ NormParams<X> p) {
+  constexpr bool kResidual = std::is_same_v<X, float>;
   launch_dependents();
   __shared__ float partial[kPasses == 1 ? 32 : kPasses * kMaxThreadsFourPasses / 32];
   const int vectors = p.cols / kVector, threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
@@ -34,29 +37,32 @@ __global__ __launch_bounds__(kPasses == 1 ? kMaxThreadsOnePass
   if (kPasses == 1 && thread < vectors) load_floats(p.gain + thread * kVector, gain);
   wait_for_previous();
 
-  Bf16* x = p.x + row * p.x_stride;
-  uint4 raw[kPasses], added[kPasses];
+  X* x = p.x + row * p.x_stride;
+  VectorOf<X> raw[kPasses];
+  uint4 added[kPasses];
 #pragma unroll
   for (int pass = 0; pass < kPasses; ++pass) {
     const int i = pass * threads + thread;
-    raw[pass] = added[pass] = uint4{};
+    raw[pass] = {};
+    added[pass] = {};
     if (i >= vectors) continue;
     raw[pass] = load_vector(x + i * kVector);
-    if (p.delta != nullptr) added[pass] = load_vector(p.delta + row * p.delta_stride + i * kVector);
+    if (kResidual && p.delta != nullptr) added[pass] = load_vector(p.delta + row * p.delta_stride + i * kVector);
   }
 #pragma unroll
   for (int pass = 0; pass < kPasses; ++pass) {
     const int i = pass * threads + thread;
     float v[8];
-    unpack_bf16(raw[pass], v);
-    if (p.delta != nullptr) {
-      float d[8];
-      unpack_bf16(added[pass], d);
+    unpack(raw[pass], v);
+    if constexpr (kResidual) {
+      if (p.delta != nullptr) {
+        float d[8];
+        unpack(added[pass], d);
 #pragma unroll
-      for (int j = 0; j < 8; ++j) v[j] += d[j];
-      raw[pass] = pack_bf16_vector(v);
-      if (i < vectors) *reinterpret_cast<uint4*>(x + i * kVector) = raw[pass];
-      unpack_bf16(raw[pass], v);  // the norm is of the residual as stored
+        for (int j = 0; j < 8; ++j) v[j] += d[j];
+        raw[pass] = {{v[0], v[1], v[2], v[3]}, {v[4], v[5], v[6], v[7]}};
+        if (i < vectors) store_vector(x + i * kVector, v);
+      }
     }
     const float sum = warp_sum(sum_of_squares(v));
     if (thread % 32 == 0) partial[i / 32] = sum;
@@ -71,7 +77,7 @@ __global__ __launch_bounds__(kPasses == 1 ? kMaxThreadsOnePass
     const int i = pass * threads + thread;
     if (pass * threads + thread / 32 * 32 >= vectors) break;  // whole warps: lanes of a group of 128 columns stay together
     float v[8];
-    unpack_bf16(raw[pass], v);
+    unpack(raw[pass], v);
     if (kPasses > 1 && i < vectors) load_floats(p.gain + i * kVector, gain);
 #pragma unroll
     for (int j = 0; j < 8; ++j) v[j] = v[j] * inverse * gain[j];
@@ -84,7 +90,8 @@ __global__ __launch_bounds__(kPasses == 1 ? kMaxThreadsOnePass
   }
 }
 
-Status run_norm(const char* name, const Bf16Matrix& x, const Bf16Matrix* delta, const float* gain, float eps, const Bf16Matrix& out,
+template <class X, class Matrix>
+Status run_norm(const char* name, const Matrix& x, const Bf16Matrix* delta, const float* gain, float eps, const Bf16Matrix& out,
                 const Fp8Rows& quantised, bool ue8m0, Stream stream) {
   const int64_t rows = x.rows;
   if (rows == 0) return {};
@@ -98,33 +105,33 @@ Status run_norm(const char* name, const Bf16Matrix& x, const Bf16Matrix* delta, 
   const int64_t wanted = one_pass ? vectors : (vectors + 3) / 4;
   const auto threads = static_cast<unsigned>((wanted + 31) / 32 * 32);
   if (!one_pass && threads > kMaxThreadsFourPasses) return wrong(name, std::to_string(x.cols) + " columns; at most 16384");
-  const NormParams p{x.data,
-                     delta != nullptr ? delta->data : nullptr,
-                     gain,
-                     out.data,
-                     quantised.data,
-                     quantised.scales,
-                     x.stride,
-                     delta != nullptr ? delta->stride : 0,
-                     out.stride,
-                     quantised.scale_stride,
-                     static_cast<int32_t>(x.cols),
-                     eps,
-                     ue8m0};
+  const NormParams<X> p{x.data,
+                        delta != nullptr ? delta->data : nullptr,
+                        gain,
+                        out.data,
+                        quantised.data,
+                        quantised.scales,
+                        x.stride,
+                        delta != nullptr ? delta->stride : 0,
+                        out.stride,
+                        quantised.scale_stride,
+                        static_cast<int32_t>(x.cols),
+                        eps,
+                        ue8m0};
   const LaunchShape shape{dim3(static_cast<unsigned>(rows)), dim3(threads)};
-  return one_pass ? launch(name, norm_kernel<1>, shape, stream, p) : launch(name, norm_kernel<4>, shape, stream, p);
+  return one_pass ? launch(name, norm_kernel<1, X>, shape, stream, p) : launch(name, norm_kernel<4, X>, shape, stream, p);
 }
 
 }  // namespace
 
-Status add_rms_norm(const Bf16Matrix& residual, const Bf16Matrix& delta, const float* gain, float eps, const Bf16Matrix& out,
+Status add_rms_norm(const F32Matrix& residual, const Bf16Matrix& delta, const float* gain, float eps, const Bf16Matrix& out,
                     const Fp8Rows& quantised, bool ue8m0, Stream stream) {
-  return run_norm("add_rms_norm", residual, delta.data != nullptr ? &delta : nullptr, gain, eps, out, quantised, ue8m0, stream);
+  return run_norm<float>("add_rms_norm", residual, delta.data != nullptr ? &delta : nullptr, gain, eps, out, quantised, ue8m0, stream);
 }
 
 Status rms_norm(const Bf16Matrix& x, const float* gain, float eps, const Bf16Matrix& out, const Fp8Rows& quantised, bool ue8m0,
                 Stream stream) {
-  return run_norm("rms_norm", x, nullptr, gain, eps, out, quantised, ue8m0, stream);
+  return run_norm<Bf16>("rms_norm", x, nullptr, gain, eps, out, quantised, ue8m0, stream);
 }
 
 }  // namespace dsv3::cuda

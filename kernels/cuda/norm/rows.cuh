@@ -1,8 +1,9 @@
-// What row-wise kernels share: 8 BF16 values a thread (16 bytes), sums in one fixed order, e4m3 with a scale per 128 columns,
+// What row-wise kernels share: 8 values a thread (16 bytes of BF16), sums in one fixed order, e4m3 with a scale per 128 columns,
 // and the checks of launchers.
 #pragma once
 
 #include <string>
+#include <type_traits>
 
 #include "../common/launch.cuh"
 #include "../common/ptx.cuh"
@@ -31,10 +32,30 @@ __device__ inline uint4 pack_bf16_vector(const float (&v)[8]) {
 __device__ inline void store_vector(Bf16* p, const float (&v)[8]) {
   *reinterpret_cast<uint4*>(p) = pack_bf16_vector(v);
 }
+
+/// 8 float32 values as loaded: what uint4 is to BF16.
+struct F32Vector {
+  float4 low, high;
+};
+__device__ inline F32Vector load_vector(const float* p) {
+  return {*reinterpret_cast<const float4*>(p), *reinterpret_cast<const float4*>(p + 4)};
+}
+__device__ inline void store_vector(float* p, const float (&v)[8]) {
+  *reinterpret_cast<float4*>(p) = float4{v[0], v[1], v[2], v[3]};
+  *reinterpret_cast<float4*>(p + 4) = float4{v[4], v[5], v[6], v[7]};
+}
+/// 8 values of T as they were loaded, and as float32.
+template <class T>
+using VectorOf = std::conditional_t<std::is_same_v<T, float>, F32Vector, uint4>;
+__device__ inline void unpack(const uint4& raw, float (&v)[8]) {
+  unpack_bf16(raw, v);
+}
+__device__ inline void unpack(const F32Vector& raw, float (&v)[8]) {
+  v[0] = raw.low.x, v[1] = raw.low.y, v[2] = raw.low.z, v[3] = raw.low.w;
+  v[4] = raw.high.x, v[5] = raw.high.y, v[6] = raw.high.z, v[7] = raw.high.w;
+}
 __device__ inline void load_floats(const float* p, float (&v)[8]) {
-  const float4 low = *reinterpret_cast<const float4*>(p), high = *reinterpret_cast<const float4*>(p + 4);
-  v[0] = low.x, v[1] = low.y, v[2] = low.z, v[3] = low.w;
-  v[4] = high.x, v[5] = high.y, v[6] = high.z, v[7] = high.w;
+  unpack(load_vector(p), v);
 }
 
 /// Sum over a warp. Addition commutes, so every lane gets the same bits.
@@ -93,8 +114,9 @@ inline bool aligned(const void* p, uintptr_t bytes = 16) {
   return reinterpret_cast<uintptr_t>(p) % bytes == 0;
 }
 
-/// A BF16 matrix that is read or written in 16-byte pieces.
-inline Status check_matrix(const char* kernel, const char* name, const Bf16Matrix& x, int64_t rows, int64_t cols) {
+/// A Bf16Matrix or F32Matrix that is read or written in pieces of 16 bytes, 8 columns a thread.
+template <class Matrix>
+Status check_matrix(const char* kernel, const char* name, const Matrix& x, int64_t rows, int64_t cols) {
   if (x.data == nullptr || !aligned(x.data)) return wrong(kernel, std::string(name) + " is null or not on 16 bytes");
   if (x.rows < rows || x.cols != cols) {
     return wrong(kernel, std::string(name) + " is " + std::to_string(x.rows) + " x " + std::to_string(x.cols) + ", wanted " +
