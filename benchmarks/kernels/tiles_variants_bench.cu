@@ -39,7 +39,8 @@ class ProductBench {
         copies_(copies_beyond_l2(product.experts * product.n * product.k, 32)),
         w_(copies_ * product.experts * product.n * product.k, Buffer::Fill::kNormalE4m3, 1),
         w_scales_(copies_ * product.experts * bands_ * padded_ * 4, Buffer::Fill::kScales, 2),
-        x_((max_rows_ + 256) * product.k, Buffer::Fill::kNormalE4m3, 3), x_scales_((max_rows_ + 256) * groups_ * 4, Buffer::Fill::kScales, 4),
+        x_((max_rows_ + 256) * product.k, Buffer::Fill::kNormalE4m3, 3),
+        x_scales_((max_rows_ + 256) * groups_ * 4, Buffer::Fill::kScales, 4),
         y_((max_rows_ + 256) * product.n * 2, Buffer::Fill::kZero) {}
 
   void measure(int64_t m, Report& report) const {
