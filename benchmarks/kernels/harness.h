@@ -77,6 +77,7 @@ struct Options {
 };
 void bench_gemm(const Options& options, Report& report);          // gemm_bench.cu
 void bench_grouped_gemm(const Options& options, Report& report);  // grouped_gemm_bench.cu
+void bench_tiles_variants(const Options& options, Report& report);  // tiles_variants_bench.cu: every tile and main loop
 void bench_mla_decode(const Options& options, Report& report);    // mla_decode_bench.cu
 void bench_mla_prefill(const Options& options, Report& report);   // mla_prefill_bench.cu
 void bench_rows(const Options& options, Report& report);          // rows_bench.cu: norms, gate, permutation, rope

@@ -22,6 +22,7 @@ constexpr Benchmark kBenchmarks[] = {
     {"gemm", bench_gemm},
     {"grouped_gemm", bench_grouped_gemm},
     {"absorb", bench_absorb},
+    {"tiles_variants", bench_tiles_variants},
     {"mla_decode", bench_mla_decode},
     {"mla_prefill", bench_mla_prefill},
     {"rows", bench_rows},

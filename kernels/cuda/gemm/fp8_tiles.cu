@@ -33,7 +33,7 @@ Status check(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y) {
   return {};
 }
 
-template <int kRows, int kCols>
+template <int kRows, int kCols, MainLoop kLoop>
 Status launch_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles, Stream stream) {
   using L = tiles::Layout<kRows, kCols>;
   tiles::Params p{};
@@ -72,15 +72,25 @@ Status launch_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, c
   shape.block = dim3(tiles::kThreads);
   shape.shared_bytes = L::kBytes;
   shape.cluster = 2;
-  DSV3_TRY(allow_shared_bytes("fp8_tiles", tiles::fp8_tiles_kernel<kRows, kCols>, shape.shared_bytes));
-  return launch("fp8_tiles", tiles::fp8_tiles_kernel<kRows, kCols>, shape, stream, p);
+  DSV3_TRY(allow_shared_bytes("fp8_tiles", tiles::fp8_tiles_kernel<kRows, kCols, kLoop>, shape.shared_bytes));
+  return launch("fp8_tiles", tiles::fp8_tiles_kernel<kRows, kCols, kLoop>, shape, stream, p);
+}
+
+template <int kRows, int kCols>
+Status launch_loop(MainLoop loop, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles, Stream stream) {
+  switch (loop) {
+    case MainLoop::kLate: return launch_tiles<kRows, kCols, MainLoop::kLate>(x, w, y, tiles, stream);
+    case MainLoop::kAhead: return launch_tiles<kRows, kCols, MainLoop::kAhead>(x, w, y, tiles, stream);
+    case MainLoop::kFree: return launch_tiles<kRows, kCols, MainLoop::kFree>(x, w, y, tiles, stream);
+  }
+  return refuse("no such main loop");
 }
 
 Status launch_tile(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles, Stream stream) {
-  if (tile == TileShape{256, 128}) return launch_tiles<256, 128>(x, w, y, tiles, stream);
-  if (tile == TileShape{128, 192}) return launch_tiles<128, 192>(x, w, y, tiles, stream);
-  if (tile == TileShape{128, 128}) return launch_tiles<128, 128>(x, w, y, tiles, stream);
-  if (tile == TileShape{64, 128}) return launch_tiles<64, 128>(x, w, y, tiles, stream);
+  if (tile.rows == 256 && tile.cols == 128) return launch_loop<256, 128>(tile.loop, x, w, y, tiles, stream);
+  if (tile.rows == 128 && tile.cols == 192) return launch_loop<128, 192>(tile.loop, x, w, y, tiles, stream);
+  if (tile.rows == 128 && tile.cols == 128) return launch_loop<128, 128>(tile.loop, x, w, y, tiles, stream);
+  if (tile.rows == 64 && tile.cols == 128) return launch_loop<64, 128>(tile.loop, x, w, y, tiles, stream);
   return refuse("no tile " + to_string(tile));
 }
 

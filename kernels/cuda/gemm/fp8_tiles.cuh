@@ -18,6 +18,7 @@
 #include "../common/ptx.cuh"
 #include "../common/types.h"
 #include "../common/wgmma.cuh"
+#include "tiles_choice.h"
 
 namespace dsv3::cuda::tiles {
 
@@ -178,7 +179,11 @@ __device__ inline void store(const Params& p, uint8_t* slab, const float (&sum)[
 }
 
 /// A math warpgroup (128 threads). kGroup, 0 or 1, is a constant so that descriptors and barriers stay in uniform registers.
-template <int kRows, int kCols, int kGroup>
+///
+/// From the end of its product to its next turn a warpgroup has only the time of the other's product (256 cycles for 64 x 128), so
+/// all that a turn needs is made ready while its own product before still runs: the wait for the next stage and its
+/// scales of x there (kAhead, kFree), descriptors, the scale of W. kLate waits for the stage between its product and its turn.
+template <int kRows, int kCols, MainLoop kLoop, int kGroup>
 __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int step, int rank) {
   using L = Layout<kRows, kCols>;
   constexpr bool kSplitCols = kRows == 64;
@@ -199,25 +204,49 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
   wait_for_previous();
   const int row_tiles = p.list != nullptr ? *p.count : (p.m + kRows - 1) / kRows;
   const int units = row_tiles * p.n_pairs;
-  if (kGroup == 1) named_barrier_arrive(kTurnBarrier, kMathThreads);  // warpgroup 0 begins
+  constexpr bool kTurns = kLoop != MainLoop::kFree, kWaitAhead = kLoop != MainLoop::kLate;
+  if (kTurns && kGroup == 1) named_barrier_arrive(kTurnBarrier, kMathThreads);  // warpgroup 0 begins
 
   Ring<L::kStages> ring;
+  uint64_t x_next = x_base, w_next = w_base;  // descriptors at ring.stage
   float product[kN / 2];
 #pragma unroll
   for (int i = 0; i < kN / 2; ++i) product[i] = 0.0f;
+  float x_scale[kWaves][2];  // of the stage to come. [wave][upper or lower row of the fragment]
+  const auto await_stage = [&] {
+    barrier_wait(&full[ring.stage], ring.phase);
+    const auto* from = reinterpret_cast<const float*>(base + L::kScales + ring.stage * L::kScaleBytes) + fragment_row;
+#pragma unroll
+    for (int wave = 0; wave < kWaves; ++wave) {
+      x_scale[wave][0] = from[64 * wave];
+      x_scale[wave][1] = from[64 * wave + 8];
+    }
+  };
+  const auto tile_column = [&](const Work& work) { return (2 * work.pair() + rank) * kCols; };
+  // Scales of W: lane l holds those of stages 32 c + l and 32 (c + 1) + l. [chunk][lower or higher scale block; higher: kParts 3 only]
+  float w_chunk[2][2] = {};
+  const auto load_w_chunk = [&](const Work& work, int first_kb, float (&to)[2]) {
+    const int block = min(tile_column(work) / 128, p.n_blocks - 1);
+    const int index = (work.expert * p.n_blocks + block) * p.k_blocks + min(first_kb + lane, p.k_blocks - 1);  // the launcher checked: fits
+    to[0] = __ldg(p.w_scales + index);
+    if constexpr (kParts == 3) to[1] = __ldg(p.w_scales + index + (block + 1 < p.n_blocks ? p.k_blocks : 0));
+  };
+  float w_scale[2] = {};  // of the stage to come
+  const auto get_w_scale = [&](int kb) {
+    w_scale[0] = __shfl_sync(0xffffffff, w_chunk[0][0], kb % 32);
+    if constexpr (kParts == 3) w_scale[1] = __shfl_sync(0xffffffff, w_chunk[0][1], kb % 32);
+  };
+
   Work next;
-  if (unit0 < units) next = locate<kRows>(p, unit0, row_tiles);
+  if (unit0 < units) {
+    next = locate<kRows>(p, unit0, row_tiles);
+    load_w_chunk(next, 0, w_chunk[0]);
+  }
   for (int unit = unit0; unit < units; unit += step) {
     const Work work = next;
     if (unit + step < units) next = locate<kRows>(p, unit + step, row_tiles);  // read early: nobody waits for the list later
-
-    const int tile_col = (2 * work.pair() + rank) * kCols;  // >= n in the empty half of the last pair: computed, not stored
-    const int w_block = min(tile_col / 128, p.n_blocks - 1);
-    const int w_scale = (work.expert * p.n_blocks + w_block) * p.k_blocks;  // the launcher checked: fits
-    const int to_high = w_block + 1 < p.n_blocks ? p.k_blocks : 0;  // to the next scale block; kParts 3 only
+    const int tile_col = tile_column(work);  // >= n in the empty half of the last pair: computed, not stored
     const bool middle_is_high = tile_col % 128 != 0;
-    float scale_low = __ldg(p.w_scales + w_scale);
-    float scale_high = kParts == 3 ? __ldg(p.w_scales + (w_scale + to_high)) : 0.0f;
 
     float sum[kWaves][kN / 2];
 #pragma unroll
@@ -226,33 +255,27 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
       for (int i = 0; i < kN / 2; ++i) sum[wave][i] = 0.0f;
     }
 
+    get_w_scale(0);
+    if (kWaitAhead) await_stage();
     for (int kb = 0; kb < p.k_blocks; ++kb) {
+      if (!kWaitAhead) await_stage();
       const int stage = ring.stage;
-      barrier_wait(&full[stage], ring.phase);
-      // Read before the stage is released. [wave][upper or lower row of the fragment][part of the columns]
-      const auto* x_scales = reinterpret_cast<const float*>(base + L::kScales + stage * L::kScaleBytes) + fragment_row;
-      float scale[kWaves][2][kParts];
+      float scale[kWaves][2][kParts];  // [wave][row][part of the columns]
 #pragma unroll
       for (int wave = 0; wave < kWaves; ++wave) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          const float row_scale = x_scales[64 * wave + 8 * half];
-          scale[wave][half][0] = row_scale * scale_low;
+          scale[wave][half][0] = x_scale[wave][half] * w_scale[0];
           if constexpr (kParts == 3) {
-            scale[wave][half][1] = row_scale * (middle_is_high ? scale_high : scale_low);
-            scale[wave][half][2] = row_scale * scale_high;
+            scale[wave][half][1] = x_scale[wave][half] * (middle_is_high ? w_scale[1] : w_scale[0]);
+            scale[wave][half][2] = x_scale[wave][half] * w_scale[1];
           }
         }
       }
-      if (kb + 1 < p.k_blocks) {
-        scale_low = __ldg(p.w_scales + (w_scale + kb + 1));
-        if constexpr (kParts == 3) scale_high = __ldg(p.w_scales + (w_scale + to_high + kb + 1));
-      }
-      const uint64_t x_stage = x_base + static_cast<uint64_t>(stage * (L::kXBytes >> 4));
-      const uint64_t w_stage = w_base + static_cast<uint64_t>(stage * (L::kWBytes >> 4));
+      const uint64_t x_stage = x_next, w_stage = w_next;
 #pragma unroll
       for (int wave = 0; wave < kWaves; ++wave) {
-        named_barrier_sync(kTurnBarrier + kGroup, kMathThreads);
+        if (kTurns) named_barrier_sync(kTurnBarrier + kGroup, kMathThreads);
 #pragma unroll
         for (int i = 0; i < kN / 2; ++i) wgmma_pin(product[i]);
         wgmma_fence();
@@ -261,7 +284,23 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
           wgmma_e4m3<kN>(product, x_stage + 512 * wave + 2 * step_k, w_stage + 2 * step_k, step_k > 0 ? 1 : 0);
         }
         wgmma_commit();
-        named_barrier_arrive(kTurnBarrier + 1 - kGroup, kMathThreads);
+        if (kTurns) named_barrier_arrive(kTurnBarrier + 1 - kGroup, kMathThreads);
+        if (wave == 0 && kb % 32 == 8 && kb + 24 < p.k_blocks) load_w_chunk(work, kb + 24, w_chunk[1]);
+        if (wave == kWaves - 1) {
+          ring.advance();
+          x_next = ring.stage == 0 ? x_base : x_next + (L::kXBytes >> 4);
+          w_next = ring.stage == 0 ? w_base : w_next + (L::kWBytes >> 4);
+          if (kb + 1 < p.k_blocks) {
+            if ((kb + 1) % 32 == 0) {
+              w_chunk[0][0] = w_chunk[1][0];
+              w_chunk[0][1] = w_chunk[1][1];
+            }
+            get_w_scale(kb + 1);
+            // Nobody waits in a circle: this stage is not yet released, but the next does not need that (kStages >= 3), and of two
+            // blocks the one behind always finds its next stage released by the one ahead.
+            if (kWaitAhead) await_stage();
+          }
+        }
         wgmma_wait<0>();
 #pragma unroll
         for (int i = 0; i < kN / 2; ++i) wgmma_pin(product[i]);
@@ -279,8 +318,8 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
 #pragma unroll
         for (int i = 0; i < kN / 2; ++i) wgmma_pin(sum[wave][i]);  // promoted now, while the other works, not in our next turn
       }
-      ring.advance();
     }
+    if (unit + step < units) load_w_chunk(next, 0, w_chunk[0]);  // arrive during the stores
 
 #pragma unroll
     for (int wave = 0; wave < kWaves; ++wave) {
@@ -288,16 +327,16 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
       store<kN>(p, slab, sum[wave], static_cast<int64_t>(work.first_row) + tile_row, work.rows() - tile_row, tile_col + kGroupCol);
     }
   }
-  if (kGroup == 0) named_barrier_sync(kTurnBarrier, kMathThreads);  // takes warpgroup 1's last arrival (or its first)
+  if (kTurns && kGroup == 0) named_barrier_sync(kTurnBarrier, kMathThreads);  // takes warpgroup 1's last arrival (or its first)
 }
 
-template <int kRows, int kCols>
+template <int kRows, int kCols, MainLoop kLoop>
 __global__ void __launch_bounds__(kThreads, 1) fp8_tiles_kernel(const __grid_constant__ Params p) {
   using L = Layout<kRows, kCols>;
-  extern __shared__ uint8_t shared[];
+  // At the same place in both blocks (multicasts and releases name the peer's memory by our own offsets): a constant, so that
+  // addresses and descriptors are cheap.
+  extern __shared__ __align__(1024) uint8_t base[];
   launch_dependents();
-  // The same distance in both blocks: multicasts and releases name the peer's memory by our own offsets.
-  uint8_t* base = shared + ((1024 - (shared_address(shared) & 1023)) & 1023);
   const int rank = static_cast<int>(cluster_rank());
   const int unit0 = static_cast<int>(blockIdx.x / 2), step = static_cast<int>(gridDim.x / 2);
   if (threadIdx.x == 0) {
@@ -324,10 +363,11 @@ __global__ void __launch_bounds__(kThreads, 1) fp8_tiles_kernel(const __grid_con
     __syncwarp();
   } else {
     grow_registers<232>();
-    if (threadIdx.x < 128) {
-      multiply<kRows, kCols, 0>(p, base, unit0, step, rank);
+    // The shuffle tells the compiler that whole warps branch here.
+    if (__shfl_sync(0xffffffff, threadIdx.x / 128, 0) == 0) {
+      multiply<kRows, kCols, kLoop, 0>(p, base, unit0, step, rank);
     } else {
-      multiply<kRows, kCols, 1>(p, base, unit0, step, rank);
+      multiply<kRows, kCols, kLoop, 1>(p, base, unit0, step, rank);
     }
     __syncwarp();
   }

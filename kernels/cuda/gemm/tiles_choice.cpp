@@ -50,6 +50,10 @@ TileShape choose_grouped_tiles(int tile_rows, int64_t n) {
   return cost(wide) < cost(narrow) ? wide : narrow;
 }
 
-std::string to_string(TileShape tile) { return std::to_string(tile.rows) + "x" + std::to_string(tile.cols); }
+std::string to_string(TileShape tile) {
+  const std::string size = std::to_string(tile.rows) + "x" + std::to_string(tile.cols);
+  if (tile.loop == kDefaultLoop) return size;
+  return size + (tile.loop == MainLoop::kLate ? " late" : tile.loop == MainLoop::kAhead ? " ahead" : " free");
+}
 
 }  // namespace dsv3::cuda

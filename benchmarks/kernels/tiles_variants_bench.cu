@@ -1,0 +1,140 @@
+// Every tile and main loop of the tensor-core FP8 products at prefill sizes: what tiles_choice.cpp should choose. Runs only when asked
+// for by name (--filter tiles_variants); baseline of dense products: cuBLASLt with block scales.
+#include <algorithm>
+#include <cstdio>
+#include <string>
+
+#include "harness.h"
+#include "kernels/cuda/gemm/blas.h"
+#include "kernels/cuda/gemm/gemm.h"
+#include "kernels/cuda/gemm/tiles_choice.h"
+
+namespace dsv3::cuda::bench {
+namespace {
+
+constexpr char kKernel[] = "tiles_variants";
+constexpr int kSettleMs = 80;  // short bursts after a pause, since long ones are limited by power
+constexpr int kReplays = 3;
+
+struct Product {
+  int64_t n, k, experts;  ///< experts 1: dense
+  std::vector<int64_t> rows;
+};
+// clang-format off
+const std::vector<Product>& products() {
+  static const std::vector<Product> list = {
+      {2112, 7168, 1, {1024, 4096}}, {24576, 1536, 1, {1024, 4096}}, {32768, 512, 1, {1024, 4096}}, {7168, 16384, 1, {1024, 4096}},
+      {4096, 7168, 1, {1024, 4096}}, {7168, 2048, 1, {1024, 4096}},
+      {4096, 7168, 8, {8192}}, {4096, 7168, 32, {8192}}, {7168, 2048, 8, {8192}}, {7168, 2048, 32, {8192}},
+  };
+  return list;
+}
+// clang-format on
+
+class ProductBench {
+ public:
+  ProductBench(const Product& product, Blas& blas)
+      : product_(product), blas_(blas), bands_((product.n + 127) / 128), groups_(product.k / 128), padded_((groups_ + 3) / 4 * 4),
+        max_rows_(*std::max_element(product.rows.begin(), product.rows.end())),
+        copies_(copies_beyond_l2(product.experts * product.n * product.k, 32)),
+        w_(copies_ * product.experts * product.n * product.k, Buffer::Fill::kNormalE4m3, 1),
+        w_scales_(copies_ * product.experts * bands_ * padded_ * 4, Buffer::Fill::kScales, 2),
+        x_((max_rows_ + 256) * product.k, Buffer::Fill::kNormalE4m3, 3),
+        x_scales_((max_rows_ + 256) * groups_ * 4, Buffer::Fill::kScales, 4),
+        y_((max_rows_ + 256) * product.n * 2, Buffer::Fill::kZero) {}
+
+  void measure(int64_t m, Report& report) const {
+    const bool grouped = product_.experts > 1;
+    Row row;
+    row.kernel = kKernel;
+    row.flops = 2.0 * static_cast<double>(m) * static_cast<double>(product_.n) * static_cast<double>(product_.k);
+    row.bytes = static_cast<double>(product_.experts * product_.n * product_.k + m * product_.k + 2 * m * product_.n +
+                                    4 * groups_ * (m + product_.experts * bands_));
+    const Roofs roofs;
+    row.limit_us = std::max(row.bytes / roofs.hbm_gbps * 1e-3, row.flops / roofs.fp8_tflops * 1e-6);
+    const int launches = std::max({2, copies_, static_cast<int>(1000.0 / (row.limit_us * 1.3 + 1.0))});
+    const std::string shape = std::to_string(product_.n) + "x" + std::to_string(product_.k) +
+                              (grouped ? " E=" + std::to_string(product_.experts) : "") + " M=" + std::to_string(m);
+    if (!grouped) {
+      const Result<Timing> theirs = time_chain(
+          launches, kReplays,
+          [&](int i, Stream stream) { return blas_.fp8_block_gemm(rows(m), weight(i), weight(i).scales, y(m), stream); }, kSettleMs);
+      if (theirs.ok()) {
+        row.baseline = "cuBLASLt block-scaled";
+        row.baseline_us = theirs->us;
+      }
+    }
+    constexpr int kTileRows = 128;
+    std::vector<ExpertTile> list;
+    const int64_t rows_each = m / product_.experts;  // a multiple of 128
+    for (int64_t at = 0; at < m; at += kTileRows) {
+      list.push_back({static_cast<int32_t>(at / rows_each), static_cast<int32_t>(at), kTileRows, 0});
+    }
+    const int32_t count = static_cast<int32_t>(list.size());
+    const Buffer device_list(static_cast<int64_t>(list.size() * sizeof(ExpertTile)), Buffer::Fill::kZero);
+    const Buffer device_count(4, Buffer::Fill::kZero);
+    if (cudaMemcpy(device_list.as<void>(), list.data(), list.size() * sizeof(ExpertTile), cudaMemcpyHostToDevice) != cudaSuccess ||
+        cudaMemcpy(device_count.as<void>(), &count, 4, cudaMemcpyHostToDevice) != cudaSuccess) {
+      std::fprintf(stderr, "kernel_bench: %s: cannot copy the tiles\n", kKernel);
+      return;
+    }
+    cudaDeviceSynchronize();
+    const ExpertTiles tiles{device_list.as<ExpertTile>(), device_count.as<int32_t>(), count, kTileRows};
+    for (const TileShape& each : kTileShapes) {
+      if (each.rows < kTileRows || (grouped && each.rows > kTileRows)) continue;
+      for (const MainLoop loop : {MainLoop::kLate, MainLoop::kAhead, MainLoop::kFree}) {
+        TileShape tile = each;
+        tile.loop = loop;
+        const Result<Timing> ours = time_chain(
+            launches, kReplays,
+            [&](int i, Stream stream) {
+              return grouped ? fp8_grouped_gemm_tiles_with(tile, rows(m), weight(i), tiles, y(m), stream)
+                             : fp8_gemm_tiles_with(tile, rows(m), weight(i), y(m), stream);
+            },
+            kSettleMs);
+        const char* name = loop == MainLoop::kLate ? "late" : loop == MainLoop::kAhead ? "ahead" : "free";
+        row.shape = shape + " variant=" + std::to_string(tile.rows) + "x" + std::to_string(tile.cols) + "," + name;
+        if (!ours.ok()) {
+          std::fprintf(stderr, "kernel_bench: %s %s: %s\n", kKernel, row.shape.c_str(), ours.status().message().c_str());
+          continue;
+        }
+        row.us = ours->us;
+        row.spread = ours->spread;
+        report.add(row);
+      }
+    }
+  }
+
+ private:
+  Fp8Weight weight(int i) const {
+    const int64_t copy = i % copies_;
+    return {w_.as<uint8_t>() + copy * product_.experts * product_.n * product_.k,
+            w_scales_.as<float>() + copy * product_.experts * bands_ * padded_, product_.n, product_.k, product_.experts};
+  }
+  Fp8Rows rows(int64_t m) const { return {x_.as<uint8_t>(), x_scales_.as<float>(), m, product_.k, m}; }
+  Bf16Matrix y(int64_t m) const { return {y_.as<Bf16>(), m, product_.n, product_.n}; }
+
+  const Product& product_;
+  Blas& blas_;
+  int64_t bands_, groups_, padded_, max_rows_;
+  int copies_;
+  Buffer w_, w_scales_, x_, x_scales_, y_;
+};
+
+}  // namespace
+
+void bench_tiles_variants(const Options& options, Report& report) {
+  if (options.filter.empty() || std::string(kKernel).find(options.filter) == std::string::npos) return;
+  const Buffer blas_workspace(Blas::kWorkspaceBytes, Buffer::Fill::kZero);
+  auto blas = Blas::create(blas_workspace.as<void>());
+  if (!blas.ok()) {
+    std::fprintf(stderr, "kernel_bench: %s\n", blas.status().message().c_str());
+    return;
+  }
+  for (const Product& product : products()) {
+    const ProductBench bench(product, **blas);
+    for (const int64_t m : product.rows) bench.measure(m, report);
+  }
+}
+
+}  // namespace dsv3::cuda::bench
