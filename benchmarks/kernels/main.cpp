@@ -20,6 +20,7 @@ struct Benchmark {
 // clang-format off
 constexpr Benchmark kBenchmarks[] = {
     {"gemm", bench_gemm},
+    {"gemm_variants", bench_gemm_variants},
     {"grouped_gemm", bench_grouped_gemm},
     {"mla_decode", bench_mla_decode},
     {"mla_prefill", bench_mla_prefill},
