@@ -76,6 +76,7 @@ struct Options {
   bool quick = false;
 };
 void bench_gemm(const Options& options, Report& report);          // gemm_bench.cu
+void bench_gemm_variants(const Options& options, Report& report);  // gemm_variants_bench.cu: only when the filter names it
 void bench_grouped_gemm(const Options& options, Report& report);  // grouped_gemm_bench.cu
 void bench_tiles_variants(const Options& options, Report& report);  // tiles_variants_bench.cu: every tile and main loop
 void bench_mla_decode(const Options& options, Report& report);    // mla_decode_bench.cu

@@ -20,6 +20,7 @@ struct Benchmark {
 // clang-format off
 constexpr Benchmark kBenchmarks[] = {
     {"gemm", bench_gemm},
+    {"gemm_variants", bench_gemm_variants},
     {"grouped_gemm", bench_grouped_gemm},
     {"absorb", bench_absorb},
     {"tiles_variants", bench_tiles_variants},

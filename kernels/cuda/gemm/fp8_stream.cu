@@ -1,8 +1,9 @@
 // y = x W^T for at most 128 rows, at the speed at which W comes from HBM.
 //
-// A block computes kRows weight rows x kTokens tokens (all, or one of several tiles of tokens) over its share of K; `splits` blocks that share a tile form a cluster
-// and add their shares through distributed shared memory, in order of split. The weights of the first stages (all of them for
-// most shapes) are requested before the kernel waits for its predecessor; activations and their scales after.
+// A block computes kRows weight rows x kTokens tokens (all, or one of several tiles of tokens) over its share of K; `splits`
+// blocks that share a tile form a cluster and add their shares through distributed shared memory, in order of split. The
+// weights of the first stages (all of them for most shapes) are requested before the kernel waits for its predecessor;
+// activations and their scales after.
 //
 // Each token's arithmetic is the same for every tile; in deterministic mode the splits depend on n and k alone, too, so that a
 // row's bits never depend on the batch. Otherwise tile and splits are those of the least predicted time (gemm_choice.h).

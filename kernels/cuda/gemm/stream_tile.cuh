@@ -149,7 +149,8 @@ inline Status make_maps(const Fp8Rows& x, const Fp8Weight& w, int weight_box, in
   const TensorMap2d weights{.data = w.data, .rows = static_cast<uint64_t>(w.n * w.count), .cols = static_cast<uint64_t>(w.k),
                             .row_bytes = static_cast<uint64_t>(w.k), .box_rows = static_cast<uint32_t>(weight_box), .box_cols = 128};
   const TensorMap2d tokens{.data = x.data, .rows = static_cast<uint64_t>(x.rows), .cols = static_cast<uint64_t>(x.cols),
-                           .row_bytes = static_cast<uint64_t>(x.cols), .box_rows = static_cast<uint32_t>(copy_tokens > 0 ? copy_tokens : token_box), .box_cols = 128};
+                           .row_bytes = static_cast<uint64_t>(x.cols),
+                           .box_rows = static_cast<uint32_t>(copy_tokens > 0 ? copy_tokens : token_box), .box_cols = 128};
   // [k / 128][rows]: columns past the rows come as zeros, whatever the padding holds.
   const TensorMap2d scales{.data = x.scales, .type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32, .element_bytes = 4,
                            .rows = static_cast<uint64_t>(x.cols / 128), .cols = static_cast<uint64_t>(x.rows),
