@@ -78,6 +78,7 @@ struct Options {
 void bench_gemm(const Options& options, Report& report);          // gemm_bench.cu
 void bench_grouped_gemm(const Options& options, Report& report);  // grouped_gemm_bench.cu
 void bench_gate_up(const Options& options, Report& report);       // gate_up_bench.cu
+void bench_down(const Options& options, Report& report);          // down_bench.cu
 void bench_mla_decode(const Options& options, Report& report);    // mla_decode_bench.cu
 void bench_mla_prefill(const Options& options, Report& report);   // mla_prefill_bench.cu
 void bench_rows(const Options& options, Report& report);          // rows_bench.cu: norms, gate, permutation, rope

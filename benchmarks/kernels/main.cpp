@@ -22,6 +22,7 @@ constexpr Benchmark kBenchmarks[] = {
     {"gemm", bench_gemm},
     {"grouped_gemm", bench_grouped_gemm},
     {"gate_up", bench_gate_up},
+    {"down", bench_down},
     {"mla_decode", bench_mla_decode},
     {"mla_prefill", bench_mla_prefill},
     {"rows", bench_rows},

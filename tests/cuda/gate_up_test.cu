@@ -1,4 +1,4 @@
-// Gate and up product with activation and quantisation against float64.
+// The experts' products of decode: gate and up with activation and quantisation against float64, down against the grouped kernel.
 #include <algorithm>
 #include <cstring>
 #include <string>
@@ -6,7 +6,9 @@
 #include "fp8_case.cuh"
 #include "kernels/cuda/common/launch.cuh"
 #include "kernels/cuda/common/ptx.cuh"
+#include "kernels/cuda/gemm/fp8_down.h"
 #include "kernels/cuda/gemm/fp8_gate_up.h"
+#include "kernels/cuda/gemm/gemm.h"
 
 namespace dsv3::cuda::testing {
 namespace {
@@ -142,7 +144,7 @@ TEST(GateUp, TilesMatchFloat64AndBitsDoNotDependOnThem) {
   check_grouped(128, 128, rows, {0, 1}, false);
   check_grouped(128, 256, rows, {0, 1, 2}, true);
   check_grouped(256, 1152, rows, {0, 1, 2, 4, 8}, false);
-  check_grouped(384, 2048, rows, {1, 2, 16}, true);  // six clusters of 16
+  check_grouped(384, 2048, rows, {1, 2, 16}, true);  // clusters of 16
 }
 
 TEST(GateUp, LargeTiles) {
@@ -274,6 +276,46 @@ TEST(GateUp, FiftyLaunchesBackToBack) {
     first.emplace_back(out_b);
   }
   EXPECT_TRUE(first[0] == first[2] && first[1] == first[3]);
+}
+
+// ---- down ----------------------------------------------------------------------------------------------------------------
+
+/// The same bits as fp8_grouped_gemm_stream(), whose own tests compare it with float64; y's rows have eight columns more.
+void check_down(int64_t n, int64_t k, const std::vector<int>& rows_of_expert) {
+  const RandomWeight w(n, k, 5, static_cast<int64_t>(rows_of_expert.size()));
+  const int64_t stride = n + 8;
+  for (const int tile_rows : {8, 16}) {
+    SCOPED_TRACE("n " + std::to_string(n) + ", k " + std::to_string(k) + ", tile_rows " + std::to_string(tile_rows));
+    const Plan plan(rows_of_expert, tile_rows);
+    const int64_t rows = static_cast<int64_t>(plan.expert_of_row.size());
+    const RandomRows x(rows, k, 6, tile_rows - 1);
+    const int max_tiles = static_cast<int>(plan.tiles.size()) + 5;
+    Guarded<ExpertTile> list(max_tiles);
+    EXPECT_EQ(cudaMemcpy(list.get(), plan.tiles.data(), plan.tiles.size() * sizeof(ExpertTile), cudaMemcpyHostToDevice), cudaSuccess);
+    const Guarded<int32_t> count(std::vector<int32_t>{static_cast<int32_t>(plan.tiles.size())});
+    const ExpertTiles tiles{list.get(), count.get(), max_tiles, tile_rows};
+    const Guarded<Bf16> y(rows * stride), again(rows * stride), want(rows * stride);
+    ASSERT_OK(fp8_grouped_gemm_stream(x.rows, w.weight, tiles, {want.get(), rows, n, stride}, nullptr));
+    ASSERT_OK(fp8_down(x.rows, w.weight, tiles, {y.get(), rows, n, stride}, nullptr));
+    ASSERT_OK(fp8_down(x.rows, w.weight, tiles, {again.get(), rows, n, stride}, nullptr));
+    expect_synced();
+    EXPECT_TRUE(y.guards_intact());
+    // Poison included: neither writes rows in no tile, or past column n.
+    EXPECT_TRUE(same_bits(y.download(), want.download(), y.size()));
+    EXPECT_TRUE(same_bits(y.download(), again.download(), y.size()));
+  }
+}
+
+TEST(Down, SameBitsAsTheGroupedProduct) {
+  DSV3_NEEDS_GPU();
+  const std::vector<int> rows = {5, 0, 23, 8, 0, 1, 35};
+  for (const auto& [n, k] : {std::pair{96, 128}, {256, 256}, {200, 1536}, {136, 384}}) check_down(n, k, rows);
+}
+
+TEST(Down, LargeShapes) {
+  DSV3_NEEDS_GPU();
+  const std::vector<int> rows = {1, 0, 17, 1, 9, 1, 0, 3, 1, 1};
+  for (const int64_t k : {128, 256, 2048, 7168}) check_down(7168, k, rows);
 }
 
 }  // namespace
