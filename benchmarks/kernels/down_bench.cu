@@ -49,11 +49,13 @@ void measure(const Shape& shape, Report& report) {
   const Fp8Rows x{x_data.as<uint8_t>(), x_scales.as<float>(), rows, shape.k, rows};
   const Bf16Matrix y{y_data.as<Bf16>(), rows, kN, kN};
   const auto weight = [&](int i) {
-    return Fp8Weight{w.as<uint8_t>() + i % copies * weight_bytes, w_scales.as<float>() + i % copies * scale_count, kN, shape.k, shape.experts};
+    const int64_t copy = i % copies;
+    return Fp8Weight{w.as<uint8_t>() + copy * weight_bytes, w_scales.as<float>() + copy * scale_count, kN, shape.k, shape.experts};
   };
   Row row;
   row.kernel = kKernel;
-  row.shape = std::string(shape.name) + " 7168x" + std::to_string(shape.k) + " E=" + std::to_string(shape.hit) + " m=" + std::to_string(shape.rows);
+  row.shape = std::string(shape.name) + " 7168x" + std::to_string(shape.k) + " E=" + std::to_string(shape.hit) + " m=" +
+              std::to_string(shape.rows);
   const Roofs roofs;
   const auto real = static_cast<double>(shape.hit * shape.rows), of_weights = static_cast<double>(shape.hit * kN * shape.k);
   row.flops = 2.0 * real * static_cast<double>(kN * shape.k);

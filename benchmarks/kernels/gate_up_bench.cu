@@ -43,10 +43,12 @@ class ShapeBench {
   explicit ShapeBench(const Shape& shape)
       : shape_(shape), count_(std::max<int64_t>(shape.experts, 1)), n_(2 * shape.width), rows_(shape.hit * ((shape.rows + 7) / 8 * 8) + 32),
         copies_(copies_beyond_l2(shape.hit * n_ * kK, std::max<int>(1, static_cast<int>(8'000'000'000 / (count_ * n_ * kK))))),
-        w_(copies_ * count_ * n_ * kK, Buffer::Fill::kNormalE4m3, 1), w_scales_(copies_ * count_ * n_ / 128 * (kK / 128) * 4, Buffer::Fill::kScales, 2),
+        w_(copies_ * count_ * n_ * kK, Buffer::Fill::kNormalE4m3, 1),
+        w_scales_(copies_ * count_ * n_ / 128 * (kK / 128) * 4, Buffer::Fill::kScales, 2),
         x_(rows_ * kK, Buffer::Fill::kNormalE4m3, 3), x_scales_(rows_ * (kK / 128) * 4, Buffer::Fill::kScales, 4),
         gate_up_(rows_ * n_ * 2, Buffer::Fill::kZero), out_(rows_ * shape.width, Buffer::Fill::kZero),
-        out_scales_(rows_ * (shape.width / 128) * 4, Buffer::Fill::kZero), list_(shape.max_tiles * int64_t{sizeof(ExpertTile)}, Buffer::Fill::kZero),
+        out_scales_(rows_ * (shape.width / 128) * 4, Buffer::Fill::kZero),
+        list_(shape.max_tiles * int64_t{sizeof(ExpertTile)}, Buffer::Fill::kZero),
         used_(4, Buffer::Fill::kZero) {
     std::vector<ExpertTile> tiles(static_cast<size_t>(shape.max_tiles));
     for (int64_t i = 0; i < shape.hit; ++i) {
@@ -66,7 +68,8 @@ class ShapeBench {
     Row row;
     row.kernel = splits == 0 ? kKernel : kVariants;
     const int chosen = gate_up_splits(shape_.max_tiles, shape_.width, kK, sm_count());
-    row.shape = std::string(shape_.name) + " " + std::to_string(n_) + "x7168 E=" + std::to_string(shape_.hit) + " m=" + std::to_string(shape_.rows) +
+    row.shape = std::string(shape_.name) + " " + std::to_string(n_) + "x7168 E=" + std::to_string(shape_.hit) + " m=" +
+                std::to_string(shape_.rows) +
                 (splits == 0 ? " (splits " + std::to_string(chosen) + ")" : " variant=splits" + std::to_string(splits));
     row.flops = 2.0 * real * static_cast<double>(n_ * kK);
     row.bytes = weights * (1 + 4.0 / 16384) + real * (kK * (1 + 4.0 / 128) + static_cast<double>(shape_.width) * (1 + 4.0 / 128));
@@ -98,12 +101,14 @@ class ShapeBench {
   }
   Status run(int i, int splits, Stream stream) {
     const GateUpOptions options{.splits = splits};
-    return dense() ? fp8_gate_up_dense(x(), weight(i), out(), options, stream) : fp8_gate_up(x(), weight(i), tiles(), out(), options, stream);
+    if (dense()) return fp8_gate_up_dense(x(), weight(i), out(), options, stream);
+    return fp8_gate_up(x(), weight(i), tiles(), out(), options, stream);
   }
   /// The activation looks at every row of the tiles, as silu_mul_permuted() does.
   Status run_two(int i, Stream stream) {
     const Bf16Matrix y{gate_up_.as<Bf16>(), x().rows, n_, n_};
-    const Status product = dense() ? fp8_gemm_stream(x(), weight(i), y, {}, {}, stream) : fp8_grouped_gemm(x(), weight(i), tiles(), y, {}, stream);
+    const Status product =
+        dense() ? fp8_gemm_stream(x(), weight(i), y, {}, {}, stream) : fp8_grouped_gemm(x(), weight(i), tiles(), y, {}, stream);
     return product.ok() ? silu_mul(y, {}, out(), false, stream) : product;
   }
 

@@ -48,7 +48,9 @@ struct Room {
   __device__ uint8_t* weights(int stage) const { return base + stage * kWeightBytes; }
   __device__ uint8_t* tokens(int stage) const { return base + L::kTokensAt + stage * L::kTokenBytes; }
   __device__ float* scales(int stage) const { return reinterpret_cast<float*>(base + L::kScalesAt + stage * kScaleSlot); }
-  __device__ float* weight_scales(int half) const { return reinterpret_cast<float*>(base + L::kWeightScalesAt) + half * stream::kMaxKBlocks; }
+  __device__ float* weight_scales(int half) const {
+    return reinterpret_cast<float*>(base + L::kWeightScalesAt) + half * stream::kMaxKBlocks;
+  }
   __device__ uint64_t* full(int stage) const { return reinterpret_cast<uint64_t*>(base + L::kBarriersAt) + stage; }
   __device__ uint64_t* empty(int stage) const { return full(kStages + stage); }
 
@@ -155,7 +157,8 @@ __device__ void consume(const Room<kTokens>& room, int stages, float* partial, i
   stream::Cursor<kStages> at;
   for (int i = 0; i < stages; ++i, at.advance()) {
     barrier_wait(room.full(at.stage), at.parity);
-    add_stage<kTokens>(sum, part, room.weights(at.stage) + half * kHalfBytes, room.tokens(at.stage), room.scales(at.stage), weight_scales[i]);
+    add_stage<kTokens>(sum, part, room.weights(at.stage) + half * kHalfBytes, room.tokens(at.stage), room.scales(at.stage),
+                       weight_scales[i]);
     __syncwarp();
     if (lane == 0) barrier_arrive(room.empty(at.stage));
   }
@@ -239,7 +242,8 @@ __global__ void __launch_bounds__(kThreads, 2) gate_up_kernel(const __grid_const
     __syncwarp();
   } else {
     const int half = warp / 4;
-    const float* from = p.weight_scales + (static_cast<int64_t>(work.expert * 2 + half) * p.bands + work.band) * p.k_blocks + work.k_begin;
+    const int64_t scale_row = static_cast<int64_t>(work.expert * 2 + half) * p.bands + work.band;
+    const float* from = p.weight_scales + scale_row * p.k_blocks + work.k_begin;
     for (int i = threadIdx.x % 128; i < work.stages; i += 128) room.weight_scales(half)[i] = __ldg(from + i);
     named_barrier_sync(1, kConsumers);
     wait_for_previous();  // out may still be read
@@ -273,9 +277,8 @@ Status start(const char* name, const GateUpParams& p, int64_t tiles, Stream stre
   constexpr int kBytes = Layout<kTokens>::kSharedBytes;
   if (Status s = allow_shared_bytes(name, gate_up_kernel<kTokens>, kBytes); !s.ok()) return s;
   if (p.splits > 8) {
-    if (Status s = cuda_status(cudaFuncSetAttribute(gate_up_kernel<kTokens>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), name); !s.ok()) {
-      return s;
-    }
+    const cudaError_t allowed = cudaFuncSetAttribute(gate_up_kernel<kTokens>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    if (Status s = cuda_status(allowed, name); !s.ok()) return s;
   }
   const auto blocks = static_cast<unsigned>(tiles * p.bands * p.splits);
   return launch(name, gate_up_kernel<kTokens>, {dim3(blocks), dim3(kThreads), kBytes, static_cast<unsigned>(p.splits)}, stream, p);
@@ -285,12 +288,13 @@ Status start(const char* name, const GateUpParams& p, int64_t tiles, Stream stre
 Status gate_up(const char* name, const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles* tiles, const Fp8Rows& out,
                const GateUpOptions& options, Stream stream) {
   const auto fault = [&](const char* what) {
-    return wrong(name, std::string(what) + " (rows " + std::to_string(x.rows) + ", n " + std::to_string(w.n) + ", k " + std::to_string(w.k) +
-                           ", tile_rows " + std::to_string(tiles != nullptr ? tiles->tile_rows : 0) + ")");
+    return wrong(name, std::string(what) + " (rows " + std::to_string(x.rows) + ", n " + std::to_string(w.n) + ", k " +
+                           std::to_string(w.k) + ", tile_rows " + std::to_string(tiles != nullptr ? tiles->tile_rows : 0) + ")");
   };
   if (x.rows == 0 || (tiles != nullptr && tiles->max_tiles == 0)) return {};
   // A matrix that passes: what would be gate and up in BF16 is never stored.
-  if (const char* what = stream::fault(x, w, {reinterpret_cast<Bf16*>(out.data), x.rows, w.n, w.n}); what != nullptr) return fault(what);
+  const Bf16Matrix products{reinterpret_cast<Bf16*>(out.data), x.rows, w.n, w.n};
+  if (const char* what = stream::fault(x, w, products); what != nullptr) return fault(what);
   if (w.n % 256 != 0) return fault("n is not twice a multiple of 128");
   const int64_t width = w.n / 2;
   if (Status s = check_fp8(name, "out", out, tiles == nullptr ? x.rows : 1, width); !s.ok()) return s;
@@ -337,7 +341,8 @@ Status fp8_gate_up(const Fp8Rows& x, const Fp8Weight& gate_up_weight, const Expe
   return gate_up("fp8_gate_up", x, gate_up_weight, &tiles, out, options, stream);
 }
 
-Status fp8_gate_up_dense(const Fp8Rows& x, const Fp8Weight& gate_up_weight, const Fp8Rows& out, const GateUpOptions& options, Stream stream) {
+Status fp8_gate_up_dense(const Fp8Rows& x, const Fp8Weight& gate_up_weight, const Fp8Rows& out, const GateUpOptions& options,
+                         Stream stream) {
   return gate_up("fp8_gate_up_dense", x, gate_up_weight, nullptr, out, options, stream);
 }
 
