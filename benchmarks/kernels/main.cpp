@@ -24,6 +24,8 @@ constexpr Benchmark kBenchmarks[] = {
     {"grouped_gemm", bench_grouped_gemm},
     {"absorb", bench_absorb},
     {"tiles_variants", bench_tiles_variants},
+    {"gate_up", bench_gate_up},
+    {"down", bench_down},
     {"mla_decode", bench_mla_decode},
     {"mla_prefill", bench_mla_prefill},
     {"rows", bench_rows},

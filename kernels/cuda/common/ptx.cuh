@@ -200,6 +200,8 @@ __device__ inline uint32_t cluster_rank() {
   return rank;
 }
 __device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }
+/// The same without publishing writes: says only that this thread has the results of its earlier reads.
+__device__ inline void cluster_arrive_relaxed() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
 __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
 /// Address in the cluster's window of the same shared variable of block `rank`.
 __device__ inline uint32_t cluster_address(const void* p, uint32_t rank) {

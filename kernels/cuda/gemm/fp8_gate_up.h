@@ -1,0 +1,38 @@
+// Gate and up product of an MLP with its activation, for few rows: one launch from FP8 rows to FP8 rows.
+//
+//   out[p] = e4m3(silu(x[p] Wg^T) * (x[p] Wu^T)), one scale per row and 128 columns (the rule of quantise())
+//
+// The sums stay in float32 up to the rounding to e4m3 (fp8_gemm() and silu_mul() round gate and up to BF16 between).
+#pragma once
+
+#include "../common/types.h"
+#include "dsv3/base/status.h"
+
+namespace dsv3::cuda {
+
+inline constexpr int kGateUpMaxRows = 32;    ///< of a tile, and of fp8_gate_up_dense()
+inline constexpr int kGateUpMaxSplits = 16;  ///< that can be asked for; above 8 a cluster is larger than every GPU grants
+
+struct GateUpOptions {
+  bool ue8m0 = false;
+  /// Splits of K depend on width and k alone, so that a row's bits depend on the row and its expert only.
+  bool deterministic = false;
+  int64_t likely_tiles = 0;  ///< tiles that a step likely has, if far fewer than the list can hold (expert parallelism); 0: all
+  int splits = 0;            ///< 1, 2, 4, 8 or 16 blocks share the K of an item, each at least 128 of it; 0: gate_up_splits() chooses
+};
+
+/// For every tile t < *tiles.count: out[rows of t] from x[rows of t] and gate_up[t.expert], a weight [2 * width, k] with the gate's
+/// rows first; width a multiple of 128. Rows outside all tiles are left alone. x may be read up to tile_rows - 1 rows past a
+/// tile (what lies there does not matter). tiles.tile_rows: 8, 16 or 32.
+Status fp8_gate_up(const Fp8Rows& x, const Fp8Weight& gate_up, const ExpertTiles& tiles, const Fp8Rows& out, const GateUpOptions& options,
+                   Stream stream);
+
+/// The same of all rows (at most kGateUpMaxRows) with one weight, whose first stages are requested before the dependency wait.
+Status fp8_gate_up_dense(const Fp8Rows& x, const Fp8Weight& gate_up, const Fp8Rows& out, const GateUpOptions& options, Stream stream);
+
+/// Blocks that share the K of an item (a tile and 128 columns): 1, 2, 4 or 8. Pure.
+int gate_up_splits(int64_t tiles, int64_t width, int64_t k, int sms);
+/// Microseconds with so many splits: waves of two blocks an SM at the speed of HBM, or of a block where there are few.
+double predict_gate_up_us(int64_t tiles, int64_t width, int64_t k, int sms, int splits);
+
+}  // namespace dsv3::cuda
