@@ -105,6 +105,15 @@ TEST(Chat, PromptIsRenderedOnceWithBosAndContentIsText) {
   EXPECT_EQ(ids.back(), h.tokenizer->find_added("<｜Assistant｜>"));
 }
 
+TEST(Chat, MoreBiasesThanASlotHoldsAreRefused) {
+  Harness h;
+  Json body = user_chat();
+  for (int id = 0; id <= kMaxLogitBias; ++id) body["logit_bias"][std::to_string(id)] = 1;
+  const auto answer = h.post(kChat, body);
+  EXPECT_EQ(answer->response.status, 400);
+  EXPECT_NE(answer->response.body.find("at most 1024"), std::string::npos) << answer->response.body;
+}
+
 TEST(Chat, SamplingReachesTheEngine) {
   Harness h;
   Json body = user_chat();

@@ -84,7 +84,10 @@ TEST(ParameterCounts, QueryWithoutCompressionAndTiedHead) {
 TEST(MemoryPlan, WeightBytesOfOneRankEqualTheFile) {
   const auto plan = plan_memory(v3(), cuda(1, 2000));
   ASSERT_TRUE(plan.ok()) << plan.status().message();
-  EXPECT_EQ(plan->weight_bytes, 669065609216 + 163352928 + 3921590272 + 14848 * 4);  // FP8, scales, BF16, router biases
+  // In memory kv_b is BF16 (61 x 32768 x 512 without their scales), norms are float32, and tensors start on 256 bytes.
+  const int64_t kv_b = int64_t{61} * 32768 * 512, kv_b_scales = int64_t{61} * 256 * 4 * 4, norms = count_parameters(v3()).norms;
+  const int64_t file = 669065609216 + 163352928 + 3921590272 + 14848 * 4;  // FP8, scales, BF16, router biases
+  EXPECT_EQ(plan->weight_bytes, file + kv_b - kv_b_scales + 2 * norms + int64_t{61 + 2} * 30 * 512);
   EXPECT_EQ(line(*plan, "routed_experts"), 58 * (int64_t{11274289152} + 256 * 3 * 16 * 56 * 4));
   EXPECT_EQ(line(*plan, "mtp"), -1);
   EXPECT_TRUE(plan->fits);
