@@ -18,6 +18,10 @@ using testing::submit;
 
 const std::vector<int32_t> kGraphs = {1, 2, 4, 8, 16, 32};
 
+}  // namespace
+
+namespace testing {
+
 std::unique_ptr<Engine> make_gpu_engine(const GpuSetup& setup, int32_t lookahead) {
   const auto planned = testing::plan_gpu(setup);
   ExecutorOptions options{.w8a8 = setup.w8a8, .cuda = planned.options, .max_slots = setup.max_slots,
@@ -33,6 +37,12 @@ std::unique_ptr<Engine> make_gpu_engine(const GpuSetup& setup, int32_t lookahead
   EXPECT_TRUE(engine.ok()) << engine.status().message();
   return engine.ok() ? std::move(*engine) : nullptr;
 }
+
+}  // namespace testing
+
+namespace {
+
+using testing::make_gpu_engine;
 
 struct Case {
   GpuSetup setup;
