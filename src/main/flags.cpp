@@ -117,7 +117,7 @@ void add_memory_flags(FlagTable& t, ServerOptions& o, FlagValues& v) {
           DSV3_ASSIGN(v.chunked_prefill, parse_integer(flag, values.back(), 1, 1 << 20));
           return {};
         });
-  t.integer("lookahead", "0|1", "1: plan a step while the one before runs", &o.engine.lookahead, 0, 1);
+  t.integer("lookahead", "0|1", "1 (default on GPUs): plan a step while the one before runs; 0 on CPUs", &v.lookahead, 0, 1);
   t.choice("schedule-policy", "fcfs|priority", "both: higher `priority` first, then first come, first served",
            Words<std::string>{{"fcfs", ""}, {"priority", ""}}, &v.ignored);
   t.seconds("watchdog-timeout", "a step older than this makes the server unhealthy; default 30", &o.engine.step_timeout_us, 1, 86400);
@@ -259,7 +259,7 @@ void add_words_without_effect(FlagTable& t, ServerOptions& o) {
   t.no_effect("enable-cache-report,enable-prompt-tokens-details", Arity::kSwitch, "usage always tells cached tokens", notes);
   t.no_effect("disable-overlap-schedule", Arity::kSwitch, "--lookahead is the switch here", notes);
   t.no_effect("disable-log-requests,disable-log-stats", Arity::kSwitch, "prompts are logged only with --log-requests", notes);
-  t.no_effect("skip-server-warmup", Arity::kSwitch, "nothing is compiled, so there is no warm-up", notes);
+  t.no_effect("skip-server-warmup", Arity::kSwitch, "nothing is compiled; on GPUs a second or two of steps and graph capture stay, so that nothing is allocated later", notes);
 }
 
 void add_words_of_later(FlagTable& t) {

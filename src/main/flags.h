@@ -26,6 +26,7 @@ struct FlagValues {
   std::vector<CacheFraction> fractions;
   int64_t num_blocks = 0;
   bool enable_prefix = false, disable_prefix = false;
+  int32_t lookahead = -1;       ///< -1: the device decides
   int64_t chunked_prefill = 0;  ///< -1: whole prompts in one step
   std::string speculative = "unset";
   int64_t num_steps = -1, mtp_step = -1, config_steps = -1, draft_tokens = -1;

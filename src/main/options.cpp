@@ -201,6 +201,7 @@ Status settle_words(ServerOptions* o, const FlagValues& values) {
     o->engine.chunked_prefill_tokens = static_cast<int32_t>(values.chunked_prefill);
   }
   o->chunk_given = values.chunked_prefill != 0;
+  o->engine.lookahead = values.lookahead >= 0 ? values.lookahead : o->backend == Backend::kCudaSm90 ? 1 : 0;
   if (o->command != Command::kPlan && o->plan_as_json) return flag_error("--json", "goes with dsv3-serve plan");
   return {};
 }
