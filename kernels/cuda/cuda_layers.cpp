@@ -6,6 +6,9 @@
 
 #include "common/cuda_status.h"
 #include "cuda_ops.h"
+#include "gemm/fp8_down.h"
+#include "gemm/fp8_gate_up.h"
+#include "gemm/gemm_choice.h"
 #include "mla/absorb.h"
 #include "norm/norm.h"
 
@@ -122,12 +125,21 @@ void CudaOps::attention(const Batch&, const AttentionShape&, int64_t cache_layer
 }
 
 void CudaOps::absorbed(const MlaDecode& shape, int64_t first, int64_t rows, const CudaKvProjection& kv_b, const Tensor& q, Tensor out) {
+  constexpr int64_t kHeadRows = kNope + kValue;
   // Deterministic: the same kernels for any number of rows, so that a row's bits do not depend on it.
-  if (rows <= kMaxAbsorbRows || options_.deterministic) {
+  if (options_.deterministic || use_absorb_queries(rows)) {
     note(absorb_queries({.q = row_of(q, first), .q_stride = q.stride, .kv_b = kv_b.weight, .absorbed_q = absorbed_q_, .rows = rows,
                          .heads = heads_},
                         stream_));
-    note(mla_decode(shape, mla_workspace_, stream_));
+  } else {
+    note(blas_->head_product({.x = row_of(q, first), .x_row = q.stride, .x_head = kQueryHead,
+                              .w = kv_b.weight.data, .w_head = kHeadRows * kLatent, .w_stride = kLatent, .transposed = true,
+                              .y = absorbed_q_, .y_row = int64_t{heads_} * kCacheRow, .y_head = kCacheRow,
+                              .rows = rows, .heads = heads_, .n = kLatent, .k = kNope},
+                             stream_));
+  }
+  note(mla_decode(shape, mla_workspace_, stream_));
+  if (options_.deterministic || use_expand_values(rows, heads_)) {
     // BF16 as well: the output projection may be a BF16 one even where others are FP8.
     const bool quantised = quantised_.contains(out.data);
     note(expand_values({.latent = absorbed_out_, .kv_b = kv_b.weight, .out = {row_of(out, first), rows, out.cols, out.stride},
@@ -136,20 +148,13 @@ void CudaOps::absorbed(const MlaDecode& shape, int64_t first, int64_t rows, cons
                        stream_));
     return;
   }
-  constexpr int64_t kHeadRows = kNope + kValue;
-  note(blas_->head_product({.x = row_of(q, first), .x_row = q.stride, .x_head = kQueryHead,
-                            .w = kv_b.weight.data, .w_head = kHeadRows * kLatent, .w_stride = kLatent, .transposed = true,
-                            .y = absorbed_q_, .y_row = int64_t{heads_} * kCacheRow, .y_head = kCacheRow,
-                            .rows = rows, .heads = heads_, .n = kLatent, .k = kNope},
-                           stream_));
-  note(mla_decode(shape, mla_workspace_, stream_));
   note(blas_->head_product({.x = absorbed_out_, .x_row = int64_t{heads_} * kLatent, .x_head = kLatent,
                             .w = kv_b.weight.data + kNope * kLatent, .w_head = kHeadRows * kLatent, .w_stride = kLatent,
                             .transposed = false,
                             .y = row_of(out, first), .y_row = out.stride, .y_head = kValue,
                             .rows = rows, .heads = heads_, .n = kValue, .k = kLatent},
                            stream_));
-  attended_.add_plain(first, rows);
+  attended_.add_plain(first, rows);  // to be quantised
 }
 
 void CudaOps::attend_decode(int64_t cache_layer, const CudaKvProjection& kv_b, const Tensor& q, Tensor out) {
@@ -278,9 +283,18 @@ void CudaOps::experts(int64_t rows, const Tensor& x, const Tensor& x_fp8, const 
   if (mine.fp8) {
     const GemmOptions options{options_.deterministic};
     note(permute_rows(quantised_rows(x_fp8, rows), order, b.input, stream_));
-    note(fp8_grouped_gemm(b.input, mine.fp8_gate_up, tiles, b.gate_up, options, stream_));
-    note(silu_mul_permuted(b.gate_up, order, b.middle, options_.ue8m0, stream_));
-    note(fp8_grouped_gemm(b.middle, mine.fp8_down, tiles, b.output, options, stream_));
+    if (!options_.deterministic && tile_rows <= kGateUpMaxRows && use_fused_gate_up(rows, top_k, mine.width)) {
+      const GateUpOptions fused{.ue8m0 = options_.ue8m0, .likely_tiles = std::min(rows * top_k, mine.count)};
+      note(fp8_gate_up(b.input, mine.fp8_gate_up, tiles, b.middle, fused, stream_));
+    } else {
+      note(fp8_grouped_gemm(b.input, mine.fp8_gate_up, tiles, b.gate_up, options, stream_));
+      note(silu_mul_permuted(b.gate_up, order, b.middle, options_.ue8m0, stream_));
+    }
+    if (!options_.deterministic && tile_rows <= 16 && use_fp8_down(rows, top_k, mine.width)) {
+      note(fp8_down(b.middle, mine.fp8_down, tiles, b.output, stream_));
+    } else {
+      note(fp8_grouped_gemm(b.middle, mine.fp8_down, tiles, b.output, options, stream_));
+    }
   } else {
     note(permute_rows(bf16(x, rows), order, b.input_bf16, stream_));
     note(simple_bf16_grouped_gemm(b.input_bf16, mine.bf16_gate_up, tiles, b.gate_up, stream_));

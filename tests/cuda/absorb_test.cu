@@ -113,6 +113,15 @@ void check_values(const Weights& weights, int64_t rows, int width, bool ue8m0) {
   expect_fp8(quantised, want, ue8m0, 1e-4, name);
 }
 
+TEST(Absorb, WhereItPays) {
+  EXPECT_TRUE(use_absorb_queries(32));
+  EXPECT_FALSE(use_absorb_queries(33));
+  EXPECT_TRUE(use_expand_values(16, 16));
+  EXPECT_FALSE(use_expand_values(17, 16));
+  EXPECT_TRUE(use_expand_values(32, 8));
+  EXPECT_FALSE(use_expand_values(1, 128));
+}
+
 TEST(CudaAbsorb, Queries) {
   DSV3_NEEDS_GPU();
   for (const int heads : {8, 16}) {

@@ -33,5 +33,24 @@ TEST(Fp8Gemm, AnyCountOfRows) {
   }
 }
 
+/// A product that takes the tensor-core tiles from 33 rows on: ragged and full, on both sides of 64.
+TEST(Fp8Gemm, LargeManyWeightRows) {
+  DSV3_NEEDS_GPU();
+  const int64_t n = 32768, k = 512, most = 128;
+  const RandomWeight w(n, k, 3);
+  const RandomRows x(most, k, 4);
+  const std::vector<double> want = product_f64(x.rows, w.weight, most);
+  for (const int64_t m : {int64_t{128}, int64_t{65}, int64_t{64}, int64_t{33}, int64_t{32}}) {
+    SCOPED_TRACE("m " + std::to_string(m));
+    Guarded<Bf16> y(m * n);
+    ASSERT_OK(fp8_gemm(x.first(m), w.weight, {y.get(), m, n, n}, {}, {}, nullptr));
+    expect_synced();
+    EXPECT_TRUE(y.guards_intact());
+    const Error error = relative_l2(from_bf16(y.download()), std::vector<double>(want.begin(), want.begin() + m * n), n);
+    EXPECT_LT(error.all, 2.5e-3);  // as above
+    EXPECT_LT(error.worst_row, 4e-3) << "row " << error.worst;
+  }
+}
+
 }  // namespace
 }  // namespace dsv3::cuda::testing

@@ -19,7 +19,7 @@ constexpr int64_t kRowCounts[] = {1, 2, 7, 8, 9, 16, 33, 64, 100, 128};
 TEST(GemmChoice, ShapesOfTheModel) {
   struct Case {
     int64_t n, k;
-    int splits;  // of few rows
+    int splits;  // in deterministic mode
   };
   const Case cases[] = {{2112, 7168, 4}, {24576, 1536, 1}, {32768, 512, 1}, {7168, 16384, 1}, {4096, 7168, 2},  {7168, 2048, 1},
                         {3072, 1536, 3}, {1536, 1536, 4}, {4096, 512, 1},   {2048, 512, 1},  {7168, 1024, 1},  {512, 7168, 8},
@@ -31,19 +31,20 @@ TEST(GemmChoice, ShapesOfTheModel) {
       for (const bool deterministic : {false, true}) {
         const StreamShape shape = choose_stream(m, c.n, c.k, deterministic);
         SCOPED_TRACE(describe(shape));
-        if (m <= 32) {
+        EXPECT_LE(shape.tokens, stream_tokens(m));
+        EXPECT_EQ(shape.peers, 1);
+        if (deterministic) {
+          EXPECT_EQ(shape.splits, c.splits);
+          EXPECT_LE(predict_stream_us(shape, m, c.n, c.k), predict_stream_us({stream_tokens(m), 64, c.splits}, m, c.n, c.k));
+        }
+        if (deterministic && m <= 32) {
           EXPECT_EQ(shape.tokens, stream_tokens(m));
         }
-        if (m <= 32 || deterministic) {
-          EXPECT_EQ(shape.splits, c.splits);
-        }
-        EXPECT_LE(shape.splits * shape.peers, 8);
+        EXPECT_LE(shape.splits, c.k / 128);
+        EXPECT_NE(std::ranges::find(kStreamSplits, shape.splits), kStreamSplits.end());
         EXPECT_NE(std::ranges::find(kStreamTiles, StreamTile{shape.tokens, shape.weight_rows, shape.peers}), kStreamTiles.end());
-        EXPECT_LE(predict_stream_us(shape, m, c.n, c.k),
-                  predict_stream_us({stream_tokens(m), 64, c.splits}, m, c.n, c.k));
-        const GemmChoice choice = choose_gemm(m, c.n, c.k, deterministic);
-        if (m <= 64 || deterministic) {
-          EXPECT_EQ(choice.kernel, GemmKernel::kStream);
+        if (m <= 32 || deterministic) {
+          EXPECT_EQ(choose_gemm(m, c.n, c.k, deterministic).kernel, GemmKernel::kStream);
         }
       }
     }
@@ -59,9 +60,48 @@ TEST(GemmChoice, RowsOfATile) {
     EXPECT_EQ(grouped_tile_rows(rows, 8, 256), want) << rows << " rows";
   }
   for (const auto& [m, want] : {std::pair{1, 8}, {8, 8}, {9, 16}, {33, 64}, {65, 128}, {128, 128}}) EXPECT_EQ(stream_tokens(m), want) << m;
-  EXPECT_EQ(choose_grouped_gemm(64, false), GemmKernel::kStream);
-  EXPECT_EQ(choose_grouped_gemm(128, false), GemmKernel::kTiles);
-  EXPECT_EQ(choose_grouped_gemm(128, true), GemmKernel::kStream);
+}
+
+/// Measured best, for the products measured and for those near them.
+TEST(GemmChoice, MeasuredProducts) {
+  struct Case {
+    int64_t m, n, k;
+    const char* want;
+  };
+  const Case cases[] = {{16, 3072, 1536, "stream: 8 tokens x 64 rows, 1 split, 96 blocks"},
+                        {1, 3072, 1536, "stream: 8 tokens x 64 rows, 1 split, 48 blocks"},
+                        {8, 4096, 7168, "stream: 8 tokens x 64 rows, 3 splits, 192 blocks"},
+                        {9, 4096, 7168, "stream: 16 tokens x 64 rows, 3 splits, 192 blocks"},
+                        {128, 4608, 7168, "stream: 128 tokens x 64 rows, 3 splits, 216 blocks"},
+                        {32, 7168, 16384, "stream: 32 tokens x 64 rows, 2 splits, 224 blocks"},
+                        {128, 7168, 18432, "stream: 128 tokens x 128 rows, 2 splits, 112 blocks"},
+                        {128, 7168, 2304, "stream: 64 tokens x 64 rows, 1 split, 224 blocks"},
+                        {128, 2112, 7168, "stream: 64 tokens x 64 rows, 2 splits, 132 blocks"},
+                        {64, 512, 7168, "stream: 32 tokens x 64 rows, 8 splits, 128 blocks"},
+                        {64, 24576, 1536, "tiles"},
+                        {128, 24576, 1536, "tiles"},
+                        {33, 32768, 512, "tiles"},
+                        {32, 32768, 512, "stream: 32 tokens x 64 rows, 1 split, 512 blocks"},
+                        {64, 36864, 7168, "stream: 64 tokens x 64 rows, 1 split, 576 blocks"},
+                        {65, 36864, 7168, "tiles"}};
+  for (const Case& c : cases) EXPECT_EQ(describe(choose_gemm(c.m, c.n, c.k, false)), c.want) << c.m << " rows, " << c.n << " x " << c.k;
+}
+
+TEST(GemmChoice, Experts) {
+  const auto choose = [](int tile_rows, int max_tiles, int64_t experts, bool deterministic) {
+    return choose_grouped_gemm({nullptr, nullptr, max_tiles, tile_rows}, {nullptr, nullptr, 4096, 7168, experts}, deterministic);
+  };
+  EXPECT_EQ(choose(64, 256, 32, false), GemmKernel::kStream);
+  EXPECT_EQ(choose(128, 8, 8, false), GemmKernel::kTiles);
+  EXPECT_EQ(choose(128, 32, 32, false), GemmKernel::kStream);
+  EXPECT_EQ(choose(128, 64, 32, false), GemmKernel::kTiles);  // two tiles an expert: prompts
+  EXPECT_EQ(choose(128, 64, 32, true), GemmKernel::kStream);
+  EXPECT_TRUE(use_fused_gate_up(8, 8, 256));
+  EXPECT_FALSE(use_fused_gate_up(8, 9, 256));
+  EXPECT_FALSE(use_fused_gate_up(1, 8, 192));
+  EXPECT_TRUE(use_fp8_down(1, 8, 2048));
+  EXPECT_FALSE(use_fp8_down(1, 8, 4096));
+  EXPECT_FALSE(use_fp8_down(128, 8, 2048));
 }
 
 /// All counts of rows against float64, and bit by bit against the product of 128 rows. y's rows have eight columns more.

@@ -6,7 +6,7 @@
 // activations and their scales after.
 //
 // Each token's arithmetic is the same for every tile; in deterministic mode the splits depend on n and k alone, too, so that a
-// row's bits never depend on the batch. Otherwise tile and splits are those of the least predicted time (gemm_choice.h).
+// row's bits never depend on the batch. Otherwise tile and splits are those measured best (gemm_choice.h).
 //
 // Pairs: two blocks with neighbouring weight rows and the same share of K load half of the activations each, for both
 // (multicast), which takes half of that traffic from L2. A stage is free when the consumers of both have read it.
@@ -14,19 +14,14 @@
 // What bounds many tokens: not HBM but what an SM gets from L2 (rows + tokens of 128 bytes a stage), the latency of a stage
 // (tensor core, then promotion: 0.2 to 0.45 us) where there are few blocks, and the exchange of split tiles.
 //
-// clang-format off
-// Choices and predictions (gemm_choice.h) at 8 rows; in a chain of dependent launches, H100, microseconds:
-//   n x k         tiles x splits  stages   predicted   best public     n x k         tiles x splits  stages   predicted   public
-//   2112 x 7168       33 x 4        14         5.9        10.2          3072 x 1536      48 x 3        4         2.5        4.5
-//   24576 x 1536     384 x 1        12        12.6        15.8          1536 x 1536      24 x 4        3         1.8        3.8
-//   32768 x 512      512 x 1         4         5.9         7.9          4096 x 512       64 x 1        4         1.0        3.0
-//   7168 x 16384     112 x 1       128        38.2        43.3          2048 x 512       32 x 1        4         0.7        2.6
-//   4096 x 7168       64 x 2        28        10.5        12.7          7168 x 1024     112 x 1        8         2.7        5.0
-//   7168 x 2048      112 x 1        16         5.1         7.5          512 x 7168        8 x 8        7         2.2        7.1
-//   36864 x 7168     576 x 1        56        85.7        91.7          256 x 7168        4 x 8        7         1.6        6.3
-//   7168 x 18432     112 x 1       144        43.0        48.7          7168 x 256      112 x 1        2         0.9        2.9
-//   4608 x 7168       72 x 2        28        11.7        14.6          7168 x 128      112 x 1        1         0.6        2.4
-// clang-format on
+// Measured on an H100 in a chain of dependent launches, microseconds at 16 and at 128 rows (of the tiles: *), and the best public figures:
+//   n x k            16   public    128   public     n x k            16   public    128   public
+//   2112 x 7168     7.8    10.2    10.8     9.9      3072 x 1536     3.3     4.7     5.3     4.5
+//   24576 x 1536   14.1    17.6    17.7*   18.8      1536 x 1536     2.9     4.0     4.3     4.1
+//   32768 x 512     7.7     8.5     9.1*   10.2      512 x 7168      4.1     9.5     6.1     8.7
+//   7168 x 16384   41.3    44.5    46.3    46.0      256 x 7168      3.7     9.4     5.1     8.6
+//   4096 x 7168    12.2    13.2    16.1    13.2      7168 x 1024     3.8     5.1     5.9     5.8
+//   7168 x 2048     6.3     7.8     8.5     8.5      36864 x 7168   89.5    92.1    99.9*   97.4
 #include <algorithm>
 #include <string>
 

@@ -6,6 +6,7 @@
 #include <cuda_bf16.h>
 
 #include "gemm_choice.h"
+#include "tiles_choice.h"
 
 namespace dsv3::cuda {
 
@@ -17,7 +18,10 @@ Status fp8_gemm(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const
                 Stream stream) {
   if (x.rows == 0) return {};
   const GemmChoice choice = choose_gemm(x.rows, w.n, w.k, options.deterministic);
-  if (choice.kernel == GemmKernel::kTiles) return fp8_gemm_tiles(x, w, y, stream);
+  if (choice.kernel == GemmKernel::kTiles) {
+    if (x.rows <= 64) return fp8_gemm_tiles_with({64, 128}, x, w, y, stream);  // measured; the model would take larger ones
+    return fp8_gemm_tiles(x, w, y, stream);
+  }
   if (y.rows != x.rows) return {Code::kInternal, "fp8_gemm: x and y differ in rows"};
   for (int64_t begin = 0; begin < x.rows; begin += kStreamMaxRows) {
     Fp8Rows slice = x;
@@ -32,8 +36,9 @@ Status fp8_gemm(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const
 
 Status fp8_grouped_gemm(const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles& tiles, const Bf16Matrix& y,
                         const GemmOptions& options, Stream stream) {
-  if (choose_grouped_gemm(tiles.tile_rows, options.deterministic) == GemmKernel::kStream)
-    return fp8_grouped_gemm_stream(x, w, tiles, y, stream);
+  if (choose_grouped_gemm(tiles, w, options.deterministic) == GemmKernel::kStream) return fp8_grouped_gemm_stream(x, w, tiles, y, stream);
+  // About a tile for each expert: of wider ones there would be too few.
+  if (few_rows_each(tiles, w.count)) return fp8_grouped_gemm_tiles_with({128, 128}, x, w, tiles, y, stream);
   return fp8_grouped_gemm_tiles(x, w, tiles, y, stream);
 }
 

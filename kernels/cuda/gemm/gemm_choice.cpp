@@ -14,16 +14,63 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t kEnoughBlocks = 112;
 constexpr int64_t kLeastStages = 3;  // of 128 columns, for each split
 
-// The model of predict_*_us(), microseconds and bytes a microsecond.
+// The model of predict_*_us(), microseconds and bytes a microsecond: fitted to all measured variants (H100, chains of launches).
 constexpr int kSms = 132;
-constexpr double kHbm = 3.1e6, kL2 = 5.8e6, kIntoSm = 9.0e4;
+constexpr double kHbm = 2.84e6, kL2 = 5.8e6, kIntoSm = 6.0e4;
+constexpr double kTilesHbm = 3.1e6;
 constexpr double kCyclesPerUs = 1755, kMacsPerCycle = 4096;
-constexpr double kStageLatency = 0.12;     // barrier, first wgmma, promotion: not overlapped within a block
-constexpr double kStart = 1.0;             // a block that shares its SM: the dependency, first activations, the epilogue
-constexpr double kStartAlone = 2.6;        // one that has to wait for the SM of its predecessor
-constexpr double kCluster = 0.7;           // two cluster barriers
-constexpr double kExchange = 2.0e4;        // between the SMs of a cluster, into one SM
+constexpr double kStageLatency = 0.16, kTokenLatency = 0.0012;  // barrier, first wgmma; promotion: not overlapped within a block
+constexpr double kStart = 1.4;             // a block that shares its SM: the dependency, first activations, the epilogue
+constexpr double kStartAlone = 2.4;        // one that has to wait for the SM of its predecessor
+constexpr double kCluster = 1.2;           // two cluster barriers
+constexpr double kExchange = 2.7e4;        // between the SMs of a cluster, into one SM
+constexpr int64_t kClusterPlaces = 228;    // of the 2 * kSms places those that clusters find: they must lie within a GPC
 constexpr double kStartTiles = 2.5, kTilesEfficiency = 0.75;
+
+/// The fastest measured variant (H100, chains of launches): of the streaming kernel, and whether the tiles are faster still.
+struct Best {
+  int tokens = 0, weight_rows = 0, splits = 1;
+  bool tiles = false;
+};
+struct Measured {
+  int64_t n, k;
+  std::array<Best, 4> best;  // up to 16, 32, 64, 128 rows
+};
+// Small products leave most SMs idle: the fewer tokens a block has, the sooner it ends, and blocks with other tokens read the weights
+// from L2. Products of many weight rows and up to 128 tokens are bound by what the SMs get from L2: there the large tiles win.
+// clang-format off
+constexpr Measured kMeasured[] = {
+    {2112, 7168,  {{{16, 64, 4}, {32, 64, 4}, {64, 64, 6}, {64, 64, 2}}}},
+    {24576, 1536, {{{16, 64, 1}, {32, 64, 1}, {64, 128, 1, true}, {128, 64, 1, true}}}},
+    {32768, 512,  {{{16, 64, 1}, {32, 64, 1}, {64, 128, 1, true}, {128, 64, 1, true}}}},
+    {7168, 16384, {{{16, 64, 2}, {32, 64, 2}, {64, 128, 4}, {128, 128, 2}}}},
+    {4096, 7168,  {{{16, 64, 3}, {32, 64, 3}, {64, 64, 3}, {128, 64, 3}}}},
+    {7168, 2048,  {{{16, 64, 1}, {32, 64, 1}, {64, 64, 1}, {64, 64, 1}}}},
+    {3072, 1536,  {{{8, 64, 1}, {16, 64, 1}, {32, 64, 1}, {32, 64, 1}}}},
+    {1536, 1536,  {{{8, 64, 1}, {8, 64, 1}, {16, 64, 1}, {32, 64, 1}}}},
+    {512, 7168,   {{{16, 64, 8}, {16, 64, 8}, {32, 64, 8}, {64, 64, 8}}}},
+    {256, 7168,   {{{16, 64, 8}, {32, 64, 8}, {16, 64, 8}, {32, 64, 8}}}},
+    {7168, 1024,  {{{16, 64, 1}, {32, 64, 1}, {64, 64, 1}, {64, 64, 1}}}},
+    {36864, 7168, {{{16, 64, 1}, {32, 64, 1}, {64, 64, 1}, {128, 128, 1, true}}}},
+};
+// clang-format on
+constexpr double kNear = 1.3;  // n and k of a measured product that speaks for another one: at most this far off
+
+/// What is known of the nearest measured product; tokens 0: none is near.
+Best nearest(int64_t m, int64_t n, int64_t k) {
+  const auto ratio = [](int64_t a, int64_t b) { return static_cast<double>(std::max(a, b)) / static_cast<double>(std::min(a, b)); };
+  const Measured* found = nullptr;
+  double least = 0;
+  for (const Measured& measured : kMeasured) {
+    const double by_n = ratio(n, measured.n), by_k = ratio(k, measured.k);
+    if (by_n > kNear || by_k > kNear || (found != nullptr && by_n * by_k >= least)) continue;
+    found = &measured, least = by_n * by_k;
+  }
+  if (found == nullptr) return {};
+  Best best = found->best[m <= 16 ? 0 : m <= 32 ? 1 : m <= 64 ? 2 : 3];
+  best.tokens = std::min(best.tokens, stream_tokens(m));  // 16 for up to 8 rows
+  return best;
+}
 
 int64_t count_blocks(const StreamShape& shape, int64_t m, int64_t n) {
   return ceil_div(n, shape.weight_rows * shape.peers) * shape.peers * ceil_div(m, shape.tokens) * shape.splits;
@@ -55,7 +102,7 @@ int stream_splits(int64_t n, int64_t k) {
 double predict_stream_us(const StreamShape& shape, int64_t m, int64_t n, int64_t k) {
   const bool alone = shape.tokens == 128 && shape.weight_rows == 128;
   const int64_t blocks = count_blocks(shape, m, n);
-  const int64_t places = alone ? kSms : 2 * kSms;
+  const int64_t places = alone ? kSms : shape.splits > 1 ? kClusterPlaces : 2 * kSms;
   // Blocks one after the other, and blocks of the busiest SM; many small blocks even out.
   const auto waves = static_cast<double>(ceil_div(blocks, places));
   const double of_sm = blocks <= places || alone ? static_cast<double>(ceil_div(blocks, kSms)) : static_cast<double>(blocks) / kSms + 0.5;
@@ -64,7 +111,8 @@ double predict_stream_us(const StreamShape& shape, int64_t m, int64_t n, int64_t
   const double hbm = product_bytes(m, n, k) / kHbm, l2_bytes = 128.0 * (shape.weight_rows + shape.tokens / shape.peers);
   const double l2 = static_cast<double>(blocks) * stages * l2_bytes / kL2;
   const double sm = of_sm * stages * stage_bytes / kIntoSm;
-  const double stage_us = 128.0 * shape.weight_rows * shape.tokens / (kMacsPerCycle * kCyclesPerUs) + kStageLatency;
+  const double stage_us = 128.0 * shape.weight_rows * shape.tokens / (kMacsPerCycle * kCyclesPerUs) + kStageLatency +
+                          kTokenLatency * shape.tokens;
   double us = (alone ? kStartAlone : kStart) + std::max({hbm, l2, sm, waves * stages * stage_us});
   if (shape.splits > 1) us += kCluster + 4.0 * shape.weight_rows * shape.tokens * of_sm / kExchange;
   return us;
@@ -72,20 +120,20 @@ double predict_stream_us(const StreamShape& shape, int64_t m, int64_t n, int64_t
 
 double predict_tiles_us(int64_t m, int64_t n, int64_t k) {
   const double cycles = modelled_cycles(choose_tiles(m, n, k, kSms), m, n, k, kSms);
-  return kStartTiles + std::max(product_bytes(m, n, k) / kHbm, cycles / kCyclesPerUs / kTilesEfficiency);
+  return kStartTiles + std::max(product_bytes(m, n, k) / kTilesHbm, cycles / kCyclesPerUs / kTilesEfficiency);
 }
 
 StreamShape choose_stream(int64_t m, int64_t n, int64_t k, bool deterministic) {
+  if (const Best best = deterministic ? Best{} : nearest(m, n, k); best.tokens > 0) return {best.tokens, best.weight_rows, best.splits};
   StreamShape best{stream_tokens(m), 64, stream_splits(n, k)};
   if (best.tokens <= 32) return best;
   const int fixed = best.splits;
   double least = predict_stream_us(best, m, n, k);
   for (const StreamTile& tile : kStreamTiles) {
-    if (tile.tokens < 32 || tile.tokens > stream_tokens(m)) continue;
+    if (tile.tokens < 32 || tile.tokens > stream_tokens(m) || tile.peers > 1) continue;  // pairs were never the fastest
     for (const int splits : kStreamSplits) {
-      if (splits * tile.peers > kStreamSplits.back()) continue;
       if (deterministic ? splits != fixed : splits > 1 && k / 128 / splits < kLeastStages) continue;
-      const StreamShape shape{tile.tokens, tile.weight_rows, splits, tile.peers};
+      const StreamShape shape{tile.tokens, tile.weight_rows, splits};
       const double us = predict_stream_us(shape, m, n, k);
       if (us < least) least = us, best = shape;
     }
@@ -103,7 +151,9 @@ GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, bool deterministic) {
   choice.launches = static_cast<int>(ceil_div(m, kStreamMaxRows));
   const int64_t rows = std::min(m, kStreamMaxRows);  // of a launch
   const StreamShape shape = choose_stream(rows, n, k, deterministic);
-  if (!deterministic && m > 64 && predict_tiles_us(m, n, k) < predict_stream_us(shape, m, n, k)) {
+  const Best known = deterministic ? Best{} : nearest(rows, n, k);
+  const bool tiles = known.tokens > 0 ? known.tiles : m > 64 && predict_tiles_us(m, n, k) < predict_stream_us(shape, m, n, k);
+  if (!deterministic && tiles) {
     choice.kernel = GemmKernel::kTiles;
     return choice;
   }
@@ -115,9 +165,17 @@ GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, bool deterministic) {
   return choice;
 }
 
-GemmKernel choose_grouped_gemm(int tile_rows, bool deterministic) {
-  return tile_rows <= 64 || deterministic ? GemmKernel::kStream : GemmKernel::kTiles;
+bool few_rows_each(const ExpertTiles& tiles, int64_t experts) { return tiles.max_tiles < 2 * experts; }
+
+GemmKernel choose_grouped_gemm(const ExpertTiles& tiles, const Fp8Weight& w, bool deterministic) {
+  if (tiles.tile_rows <= 64 || deterministic) return GemmKernel::kStream;
+  // Enough items to even out, and long ones: weights come at the speed of HBM, and the tensor core keeps up.
+  const bool many_items = w.count >= 32 && w.n >= 4096 && w.k >= 2048;
+  return many_items && few_rows_each(tiles, w.count) ? GemmKernel::kStream : GemmKernel::kTiles;
 }
+
+bool use_fused_gate_up(int64_t rows, int64_t top_k, int64_t width) { return rows * top_k <= kFusedGateUpRows && width % 128 == 0; }
+bool use_fp8_down(int64_t rows, int64_t top_k, int64_t width) { return rows * top_k <= kFp8DownRows && width <= kFp8DownWidth; }
 
 int grouped_tile_rows(int64_t rows, int64_t top_k, int64_t experts) {
   // Rows of an expert spread about their mean like counts of rare events: mean + two deviations (at least 3 rows) keeps

@@ -43,8 +43,16 @@ inline constexpr int64_t kStreamMaxRows = 128;
 
 /// Dense product y[m, n] = x[m, k] W[n, k]^T, m > 0.
 GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, bool deterministic);
-/// Grouped product over tiles of tile_rows rows.
-GemmKernel choose_grouped_gemm(int tile_rows, bool deterministic);
+/// Grouped product over a list of tiles: of few rows, or of 128.
+GemmKernel choose_grouped_gemm(const ExpertTiles& tiles, const Fp8Weight& w, bool deterministic);
+/// Whether a list can hold fewer than two tiles for each of so many experts: on average less than a tile of rows.
+bool few_rows_each(const ExpertTiles& tiles, int64_t experts);
+
+/// Routed rows (rows * top_k) up to which experts' gate and up products take fp8_gate_up() (fp8_gate_up.h), the down product
+/// fp8_down() (fp8_down.h): steps that hit few experts. Width: the experts' intermediate columns.
+inline constexpr int64_t kFusedGateUpRows = 64, kFp8DownRows = 64, kFp8DownWidth = 2048;
+bool use_fused_gate_up(int64_t rows, int64_t top_k, int64_t width);
+bool use_fp8_down(int64_t rows, int64_t top_k, int64_t width);
 
 /// Smallest of 8, 16, 32, 64, 128 that holds m <= 128 rows.
 int stream_tokens(int64_t m);
@@ -52,7 +60,8 @@ int stream_tokens(int64_t m);
 int stream_weight_rows(int tokens);
 /// Splits of K for few rows, and in deterministic mode for all, so that the bits of a row do not depend on the batch.
 int stream_splits(int64_t n, int64_t k);
-/// Tile and splits for m <= 128 rows: up to 32 the smallest tile that holds them, above the one with the least predicted time.
+/// Tile and splits for m <= 128 rows: those measured best at the nearest product. Where none is near, and in deterministic mode, the
+/// smallest tile that holds up to 32 rows, above the one with the least predicted time.
 StreamShape choose_stream(int64_t m, int64_t n, int64_t k, bool deterministic);
 
 /// Microseconds in a chain of dependent launches: of a streaming product, and of the best tensor-core tile.
