@@ -13,6 +13,7 @@ namespace {
 constexpr int kColumnThreads = kLatent / 4, kStrands = 4, kThreads = kColumnThreads * kStrands;
 constexpr int kFewPieces = 8;  // all that deterministic splits can be
 constexpr int kFewRows = kThreads / 64;
+constexpr int kBlocksAnSm = 2;  // and as many in the grid: a second wave would wait for the latencies of the first
 static_assert(kThreads >= kMaxDecodeParts, "a thread loads one piece's maximum and sum");
 
 struct MergeRow {
@@ -44,35 +45,42 @@ __device__ __forceinline__ void store_row(Bf16* to, float4 out, float inverse) {
                                    pack_bf16(__fmul_rn(out.z, inverse), __fmul_rn(out.w, inverse))};
 }
 
-/// One warp, half a row. All loads are on their way before the first is used.
+/// One warp, half a row. The loads of a batch of pieces are all on their way before the first is used.
 __device__ __forceinline__ void merge_few(const MergeRow& pieces, int half, Bf16* to) {
-  constexpr int kLoads = 2;  // of 4 columns
+  constexpr int kBatch = 4, kLoads = 2;  // of 4 columns
   const int lane = threadIdx.x % 32, count = pieces.merge.count;
   const auto column = [&](int j) { return half * (kLatent / 2) + 4 * (lane + 32 * j); };
-  float4 out[kLoads], values[kFewPieces][kLoads];
+  const float2 mine = lane < count ? pieces.stats(lane) : float2{0, 0};
+  const uint32_t exist = __ballot_sync(~0u, lane < count && pieces.exists(lane));
+  DecodeFold state{0, 0};
+  float4 out[kLoads] = {};
+  for (int base = 0; base < count; base += kBatch) {
+    float4 values[kBatch][kLoads];
 #pragma unroll
-  for (int j = 0; j < kLoads; ++j) out[j] = pieces.values(0, column(j));  // the first piece always exists
-  const bool mine_exists = lane < count && pieces.exists(lane);
-  const float2 mine = mine_exists ? pieces.stats(lane) : float2{0, 0};
-  const uint32_t exist = __ballot_sync(~0u, mine_exists);
+    for (int i = 0; i < kBatch; ++i) {
+      if (base + i >= count) break;
 #pragma unroll
-  for (int k = 1; k < kFewPieces; ++k) {
-    if ((exist >> k & 1) == 0) continue;
+      for (int j = 0; j < kLoads; ++j) values[i][j] = pieces.values(base + i, column(j));  // not used if it isn't there
+    }
 #pragma unroll
-    for (int j = 0; j < kLoads; ++j) values[k][j] = pieces.values(k, column(j));
-  }
-  DecodeFold state{__shfl_sync(~0u, mine.x, 0), __shfl_sync(~0u, mine.y, 0)};
+    for (int i = 0; i < kBatch; ++i) {
+      const int k = base + i;
+      const DecodeFold next{__shfl_sync(~0u, mine.x, k), __shfl_sync(~0u, mine.y, k)};
+      if ((exist >> k & 1) == 0) continue;
+      if (k == 0) {  // always exists
+        state = next;
 #pragma unroll
-  for (int k = 1; k < kFewPieces; ++k) {
-    const DecodeFold next{__shfl_sync(~0u, mine.x, k), __shfl_sync(~0u, mine.y, k)};
-    if ((exist >> k & 1) == 0) continue;
-    float keep, add;
-    fold_row(state, next, keep, add);
+        for (int j = 0; j < kLoads; ++j) out[j] = values[0][j];
+        continue;
+      }
+      float keep, add;
+      fold_row(state, next, keep, add);
 #pragma unroll
-    for (int j = 0; j < kLoads; ++j) {
-      const float4 more = values[k][j];
-      out[j] = {fold_value(out[j].x, more.x, keep, add), fold_value(out[j].y, more.y, keep, add),
-                fold_value(out[j].z, more.z, keep, add), fold_value(out[j].w, more.w, keep, add)};
+      for (int j = 0; j < kLoads; ++j) {
+        const float4 more = values[i][j];
+        out[j] = {fold_value(out[j].x, more.x, keep, add), fold_value(out[j].y, more.y, keep, add),
+                  fold_value(out[j].z, more.z, keep, add), fold_value(out[j].w, more.w, keep, add)};
+      }
     }
   }
   const float inverse = __frcp_rn(state.sum);
@@ -121,23 +129,25 @@ __device__ __forceinline__ void merge_many(const MergeRow& pieces, Bf16* to) {
   __syncthreads();  // the arrays serve the next row
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksAnSm)
     mla_decode_merge_kernel(const __grid_constant__ MlaDecode p, const __grid_constant__ DecodeShape shape,
                             const __grid_constant__ DecodeScratch scratch) {
   launch_dependents();
   wait_for_previous();
   const DecodeSchedule& schedule = *scratch.schedule;
-  const int group_queries = p.max_group_rows * p.heads, units = schedule.merges * group_queries;
+  const int merges = schedule.merges, group_queries = p.max_group_rows * p.heads;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  // A unit is one row where a group has many pieces, else 8 rows; the units left over then are empty, and come last.
+  // A unit is one row where a group has many pieces, else 8 rows. Beside a group with many, those with few have units
+  // left over, which come last.
+  const bool any_many = !p.deterministic && schedule.most_pieces > kFewPieces;
+  const int units = merges * (any_many ? group_queries : (group_queries + kFewRows - 1) / kFewRows);
   for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
-    const DecodeMerge merge = schedule.merge[unit % schedule.merges];
-    const QueryGroup group = p.groups[merge.group];
+    const DecodeMerge merge = schedule.merge[unit % merges];
     const bool few = p.deterministic || merge.count <= kFewPieces;
-    const int query = few ? unit / schedule.merges * kFewRows + warp / 2 : unit / schedule.merges;
-    if (query >= group.rows * p.heads) continue;  // the same for the whole warp, or for the whole block
+    const int query = few ? unit / merges * kFewRows + warp / 2 : unit / merges;
+    if (query >= merge.rows * p.heads) continue;  // the same for the whole warp, or for the whole block
     const MergeRow pieces{scratch, shape, merge, p.deterministic, query / kDecodeTileRows, query % kDecodeTileRows};
-    Bf16* to = p.out + (static_cast<int64_t>(group.row_begin) * p.heads + query) * kLatent;
+    Bf16* to = p.out + (static_cast<int64_t>(merge.row_begin) * p.heads + query) * kLatent;
     if (few) {
       merge_few(pieces, warp % 2, to);
     } else {
@@ -152,7 +162,7 @@ Status mla_decode_merge(const MlaDecode& p, const DecodeShape& shape, const Deco
   const int most_merges =
       p.deterministic ? std::min(p.num_groups, shape.slots() / 2) : std::min(p.num_groups, shape.parts - 1);
   if (most_merges == 0) return {};
-  const int blocks = std::min(most_merges * p.max_group_rows * p.heads, 4 * sm_count());
+  const int blocks = std::min(most_merges * p.max_group_rows * p.heads, kBlocksAnSm * sm_count());
   return launch("mla_decode_merge", mla_decode_merge_kernel, {dim3(blocks), dim3(kThreads)}, stream, p, shape, scratch);
 }
 
