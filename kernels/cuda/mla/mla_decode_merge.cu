@@ -18,25 +18,30 @@ static_assert(kThreads >= kMaxDecodeParts, "a thread loads one piece's maximum a
 
 struct MergeRow {
   const DecodeScratch& scratch;
-  const DecodeShape& shape;
-  DecodeMerge merge;
+  int begin, count;
   bool deterministic;
-  int tile, row;
+  int first, step;  ///< row of piece 0 in the scratch, rows of a slot
 
-  __device__ int64_t at(int k) const {
-    const int slot =
-        deterministic ? merge.begin + k : 2 * (merge.begin + k) + (k == 0 ? 1 : 0);  // as for_each_piece() numbers them
-    return (static_cast<int64_t>(slot) * shape.tiles + tile) * kDecodeTileRows + row;
+  __device__ MergeRow(const DecodeScratch& s, const DecodeShape& shape, const DecodeMerge& merge, bool in_order,
+                      int query)
+      : scratch(s),
+        begin(merge.begin),
+        count(merge.count),
+        deterministic(in_order),
+        step(shape.tiles * kDecodeTileRows) {
+    first = (deterministic ? begin : 2 * begin + 1) * step + query;
   }
+  /// As for_each_piece() numbers the slots: one after the other, or 2 part (+ 1 for the group's first piece).
+  __device__ int at(int k) const { return first + (deterministic || k == 0 ? k : 2 * k - 1) * step; }
   /// A part without a block left its slot alone.
   __device__ bool exists(int k) const {
     if (deterministic) return true;
-    const DecodeCut from = scratch.schedule->cut[merge.begin + k], to = scratch.schedule->cut[merge.begin + k + 1];
+    const DecodeCut from = scratch.schedule->cut[begin + k], to = scratch.schedule->cut[begin + k + 1];
     return from.group != to.group || from.block != to.block;
   }
   __device__ float2 stats(int k) const { return scratch.stats[at(k)]; }
   __device__ float4 values(int k, int column) const {
-    return *reinterpret_cast<const float4*>(scratch.output + at(k) * kLatent + column);
+    return *reinterpret_cast<const float4*>(scratch.output + static_cast<int64_t>(at(k)) * kLatent + column);
   }
 };
 
@@ -45,34 +50,31 @@ __device__ __forceinline__ void store_row(Bf16* to, float4 out, float inverse) {
                                    pack_bf16(__fmul_rn(out.z, inverse), __fmul_rn(out.w, inverse))};
 }
 
-/// One warp, half a row. The loads of a batch of pieces are all on their way before the first is used.
+/// One warp, half a row. The loads of the first piece and of a batch are on their way before any is used: as many as fit
+/// into the registers of two blocks an SM.
 __device__ __forceinline__ void merge_few(const MergeRow& pieces, int half, Bf16* to) {
-  constexpr int kBatch = 4, kLoads = 2;  // of 4 columns
-  const int lane = threadIdx.x % 32, count = pieces.merge.count;
+  constexpr int kBatch = 3, kLoads = 2;  // of 4 columns
+  const int lane = threadIdx.x % 32, count = pieces.count;
   const auto column = [&](int j) { return half * (kLatent / 2) + 4 * (lane + 32 * j); };
+  float4 out[kLoads];
+#pragma unroll
+  for (int j = 0; j < kLoads; ++j) out[j] = pieces.values(0, column(j));  // the first piece always exists
   const float2 mine = lane < count ? pieces.stats(lane) : float2{0, 0};
   const uint32_t exist = __ballot_sync(~0u, lane < count && pieces.exists(lane));
-  DecodeFold state{0, 0};
-  float4 out[kLoads] = {};
-  for (int base = 0; base < count; base += kBatch) {
+  DecodeFold state{__shfl_sync(~0u, mine.x, 0), __shfl_sync(~0u, mine.y, 0)};
+#pragma unroll 1
+  for (int base = 1; base < count; base += kBatch) {
     float4 values[kBatch][kLoads];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      if (base + i >= count) break;
+      if (base + i >= count) continue;
 #pragma unroll
       for (int j = 0; j < kLoads; ++j) values[i][j] = pieces.values(base + i, column(j));  // not used if it isn't there
     }
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const int k = base + i;
-      const DecodeFold next{__shfl_sync(~0u, mine.x, k), __shfl_sync(~0u, mine.y, k)};
-      if ((exist >> k & 1) == 0) continue;
-      if (k == 0) {  // always exists
-        state = next;
-#pragma unroll
-        for (int j = 0; j < kLoads; ++j) out[j] = values[0][j];
-        continue;
-      }
+      const DecodeFold next{__shfl_sync(~0u, mine.x, base + i), __shfl_sync(~0u, mine.y, base + i)};
+      if ((exist >> (base + i) & 1) == 0) continue;
       float keep, add;
       fold_row(state, next, keep, add);
 #pragma unroll
@@ -94,7 +96,7 @@ __device__ __forceinline__ void merge_many(const MergeRow& pieces, Bf16* to) {
   __shared__ float4 strand_sums[kStrands - 1][kColumnThreads];
   const int thread = threadIdx.x, column = thread % kColumnThreads, strand = thread / kColumnThreads,
             lane = thread % 32;
-  const int count = pieces.merge.count;
+  const int count = pieces.count;
   float2 mine{-INFINITY, 0};
   if (thread < count && pieces.exists(thread)) mine = pieces.stats(thread);
   tops[thread] = mine.x;
@@ -146,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm)
     const bool few = p.deterministic || merge.count <= kFewPieces;
     const int query = few ? unit / merges * kFewRows + warp / 2 : unit / merges;
     if (query >= merge.rows * p.heads) continue;  // the same for the whole warp, or for the whole block
-    const MergeRow pieces{scratch, shape, merge, p.deterministic, query / kDecodeTileRows, query % kDecodeTileRows};
+    const MergeRow pieces(scratch, shape, merge, p.deterministic, query);
     Bf16* to = p.out + (static_cast<int64_t>(merge.row_begin) * p.heads + query) * kLatent;
     if (few) {
       merge_few(pieces, warp % 2, to);
