@@ -50,8 +50,8 @@ __device__ __forceinline__ void store_row(Bf16* to, float4 out, float inverse) {
                                    pack_bf16(__fmul_rn(out.z, inverse), __fmul_rn(out.w, inverse))};
 }
 
-/// One warp, half a row. The loads of the first piece and of a batch are on their way before any is used: as many as fit
-/// into the registers of two blocks an SM.
+/// One warp, half a row. The loads of the first piece and of a batch are on their way before any is used: as many as
+/// fit into the registers of two blocks an SM.
 __device__ __forceinline__ void merge_few(const MergeRow& pieces, int half, Bf16* to) {
   constexpr int kBatch = 3, kLoads = 2;  // of 4 columns
   const int lane = threadIdx.x % 32, count = pieces.count;

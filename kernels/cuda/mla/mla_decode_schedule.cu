@@ -14,8 +14,9 @@ constexpr int kPieceCost = 3;      // what a piece costs beside its blocks (quer
 constexpr int kMergeCost = 1;      // what any merging costs, in blocks
 constexpr int kSlotCost = 20;      // where every part fills a slot of 64 rows: to write and merge them, in 1/4 blocks
 constexpr int kSmallestPiece = 2;  // no cut closer to an end of a group, where parts are large
-// Cuts are laid out in four ways at once, and the one whose slowest part is done first is taken: equal blocks; whole
-// groups, or whole fractions of one, a part; equal blocks with a toll at the start of each group, of two sizes.
+// Cuts are laid out in four ways at once, and the one that is done first (slowest part, then merging) is taken: equal
+// blocks; whole groups, or whole fractions of one, a part; equal blocks with a toll at the start of each group, of two
+// sizes.
 constexpr int kLayouts = 4, kAligned = 1;
 static_assert(kThreads == kLayouts * kMaxDecodeParts, "a thread for each cut");
 __device__ constexpr int toll_of(int layout) {
