@@ -3,7 +3,6 @@
 #include <cuda_bf16.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdio>
 #include <numeric>
@@ -12,7 +11,7 @@
 #include <vector>
 
 #include "harness.h"
-#include "kernels/cuda/mla/mla_decode_plan.h"
+#include "kernels/cuda/mla/mla.h"
 
 namespace dsv3::cuda::bench {
 namespace {
@@ -102,8 +101,7 @@ struct Case {
   }
 };
 
-void measure(const Case& c, const Buffer& pool, Report& report, const char* name = nullptr,
-             DecodeVariant variant = {}) {
+void measure(const Case& c, const Buffer& pool, Report& report) {
   const Shape& s = c.shape;
   std::mt19937 generator(5);
   const int max_blocks = (*std::max_element(c.keys.begin(), c.keys.end()) + kCacheBlockTokens - 1) / kCacheBlockTokens;
@@ -147,7 +145,7 @@ void measure(const Case& c, const Buffer& pool, Report& report, const char* name
   const auto timing = time_chain(launches, 7, [&](int i, Stream stream) {
     MlaDecode turn = p;
     turn.pages.data = pool.as<uint8_t>() + (i % copies) * c.cache_bytes();
-    return mla_decode_variant(turn, workspace, variant, stream);
+    return mla_decode(turn, workspace, stream);
   });
   if (!timing.ok()) {
     std::fprintf(stderr, "mla_decode %s: %s\n", c.name().c_str(), timing.status().message().c_str());
@@ -155,9 +153,8 @@ void measure(const Case& c, const Buffer& pool, Report& report, const char* name
   }
   const Roofs roofs;
   Row row;
-  row.kernel = name == nullptr ? "mla_decode" : "mla_variants";
+  row.kernel = "mla_decode";
   row.shape = c.name();
-  if (name != nullptr) row.shape += std::string(" variant=") + name;
   row.us = timing.value().us;
   row.spread = timing.value().spread;
   row.flops = 2.0 * s.heads * s.rows * static_cast<double>(c.tokens) * (kCacheRow + kLatent);
@@ -205,28 +202,6 @@ void measure_schedule(int batch, bool deterministic, Report& report) {
   report.add(row);
 }
 
-/// Tiles in pairs that load the cache once, and each on its own. Only on demand (--filter mla_variants).
-void measure_variants(Report& report) {
-  std::vector<Case> cases;
-  int64_t pool_bytes = 0;
-  for (const auto& [context, batch, rows] : {std::array{1024, 8, 1},
-                                             {1024, 128, 1},
-                                             {4096, 8, 1},
-                                             {4096, 32, 1},
-                                             {4096, 128, 1},
-                                             {16384, 8, 1},
-                                             {4096, 64, 2}}) {
-    cases.emplace_back(Shape{128, context, batch, rows, 0});
-    pool_bytes = std::max(pool_bytes, cases.back().cache_bytes() * copies_beyond_l2(cases.back().cache_bytes()));
-  }
-  const Buffer pool(pool_bytes, Buffer::Fill::kNormalBf16);
-  for (const Case& c : cases) {
-    measure(c, pool, report, "alone", {.pair = false});
-    measure(c, pool, report, "paired", {.prefetch = false});
-    measure(c, pool, report, "paired+prefetch", {});
-  }
-}
-
 }  // namespace
 
 void bench_mla_decode(const Options& options, Report& report) {
@@ -237,7 +212,6 @@ void bench_mla_decode(const Options& options, Report& report) {
     for (const int batch : {1, 32, 256, 1024}) measure_schedule(batch, false, report);
     measure_schedule(256, true, report);
   }
-  if (!options.filter.empty() && wanted("mla_variants")) measure_variants(report);
   if (!wanted("mla_decode")) return;
   for (const KvFormat format : {KvFormat::kBf16, KvFormat::kFp8}) {
     std::vector<Case> cases;

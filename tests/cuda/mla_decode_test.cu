@@ -75,10 +75,6 @@ TEST(MlaDecodeTest, ShapeFillsTheDevice) {  // needs no GPU
   EXPECT_EQ(decode_shape(4, 16, 132).tiles, 1);
   EXPECT_EQ(decode_shape(4, 128, 132).parts, 16);
   EXPECT_EQ(decode_shape(2, 8, 1000).parts, kMaxDecodeParts);
-  EXPECT_TRUE(decode_pairs(decode_shape(1, 128, 132), KvFormat::kBf16));
-  EXPECT_FALSE(decode_pairs(decode_shape(1, 128, 132), KvFormat::kFp8));
-  EXPECT_FALSE(decode_pairs(decode_shape(1, 64, 132), KvFormat::kBf16));
-  EXPECT_FALSE(decode_pairs(decode_shape(3, 64, 132), KvFormat::kBf16));
   EXPECT_EQ(aligned_share(32, 16), 32);
   EXPECT_EQ(aligned_share(125, 64), 128);
   EXPECT_EQ(aligned_share(31, 64), 32);
@@ -109,7 +105,7 @@ TEST(MlaDecodeTest, RaggedMatchesFloat64) {
   }
 }
 
-// Several tiles that are no pairs: their number is odd.
+// An odd number of tiles, and tiles that only the longer groups have.
 TEST(MlaDecodeTest, OddTilesMatchFloat64) {
   DSV3_NEEDS_GPU();
   const std::vector<std::pair<int, int>> groups = {{3, 130}, {1, 700}, {0, 5}, {2, 63}, {3, 0}};
@@ -125,26 +121,16 @@ TEST(MlaDecodeTest, SteepScoresMatchFloat64) {
     check_fast({.heads = heads, .groups = groups, .max_group_rows = 2, .softmax_scale = 1.0f, .seed = 16});
 }
 
-// Blocks that share their loads do the same arithmetic as blocks on their own. Groups of one row leave the second tile
-// of a pair, or a whole pair, without rows.
-TEST(MlaDecodeTest, PairedBlocksGiveTheSameBits) {
+// Every block of a small batch is a piece of its own: 1 to 9 pieces of a group, alone and beside one of many.
+TEST(MlaDecodeTest, AnyNumberOfPiecesMatchesFloat64) {
   DSV3_NEEDS_GPU();
-  for (const bool deterministic : {false, true}) {
-    for (const int heads : {32, 64, 128}) {
-      MlaBatch batch({.heads = heads, .groups = kRagged, .deterministic = deterministic, .seed = 17});
-      Workspace ws(batch.params());
-      EXPECT_OK(mla_decode_schedule(batch.params(), ws.view, nullptr));
-      const auto run = [&](DecodeVariant variant) {
-        batch.poison_output();
-        EXPECT_OK(mla_decode_variant(batch.params(), ws.view, variant, nullptr));
-        expect_synced();
-        return batch.output(variant.pair ? "paired" : "alone");
-      };
-      const std::vector<float> alone = run({.pair = false});
-      EXPECT_EQ(alone, run({})) << heads << " heads" << (deterministic ? ", deterministic" : "");
-      EXPECT_EQ(alone, run({.prefetch = false})) << heads << " heads, no prefetch";
-    }
-  }
+  std::vector<std::pair<int, int>> groups;
+  for (int pieces = 1; pieces <= 9; ++pieces) groups.push_back({1, 64 * pieces - 2});
+  check_fast({.heads = 16, .groups = groups, .max_group_rows = 1, .seed = 17});
+  groups.resize(8);
+  check_fast({.heads = 12, .groups = groups, .max_group_rows = 1, .seed = 18});
+  groups.push_back({2, 1500});
+  check_fast({.heads = 16, .groups = groups, .max_group_rows = 2, .seed = 19});
 }
 
 TEST(MlaDecodeTest, NoGroupsAndEmptyGroups) {

@@ -87,15 +87,14 @@ __device__ __forceinline__ void write_piece(const MlaDecode& p, const DecodePiec
   }
 }
 
-/// grid: (tiles, parts); paired: clusters of two tiles.
-template <KvFormat kFormat, bool kPaired>
+/// grid: (tiles, parts).
+template <KvFormat kFormat>
 __global__ void __launch_bounds__(kDecodeThreads, 1)
     mla_decode_kernel(const __grid_constant__ MlaDecode p, const __grid_constant__ CUtensorMap map,
-                      const __grid_constant__ DecodeShape shape, const __grid_constant__ DecodeScratch scratch,
-                      bool prefetch) {
+                      const __grid_constant__ DecodeShape shape, const __grid_constant__ DecodeScratch scratch) {
   extern __shared__ __align__(1024) uint8_t raw_shared[];
   DecodeShared& shared = *reinterpret_cast<DecodeShared*>(raw_shared);
-  const int tile = blockIdx.x, part = blockIdx.y, walked_tile = kPaired ? tile & ~1 : tile;
+  const int tile = blockIdx.x, part = blockIdx.y;
   const int warpgroup = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
   constexpr bool kFp8 = kFormat == KvFormat::kFp8;
   using Limits = Registers<kFormat>;
@@ -105,30 +104,24 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
     if constexpr (!kFp8) prefetch_tensor_map(&map);
     for (int stage = 0; stage < 2; ++stage) {
       for (int box = 0; box < kBoxes; ++box) barrier_init(&shared.kv_full[stage][box], kFp8 ? 128 : 1);
-      for (int step = 0; step < kLoadSteps; ++step)
-        barrier_init(&shared.kv_empty[stage][step], (step == 0 ? 4 : 8) * (kPaired ? 2 : 1));
+      for (int step = 0; step < kLoadSteps; ++step) barrier_init(&shared.kv_empty[stage][step], step == 0 ? 4 : 8);
       barrier_init(&shared.p_full[stage], 4);
       barrier_init(&shared.p_empty[stage], 8);
     }
     fence_barrier_init();
   }
   __syncthreads();
-  if constexpr (kPaired) {  // the other block's barriers exist before anything is sent there
-    cluster_arrive();
-    cluster_wait();
-  }
   uint32_t n = 0;
 
   if (warpgroup == 3) {
     shrink_registers<Limits::kLoad>();
     wait_for_previous();
     if constexpr (kFp8) {
-      for_each_piece(p, *scratch.schedule, shape, part, walked_tile,
+      for_each_piece(p, *scratch.schedule, shape, part, tile,
                      [&](const DecodePiece& piece) { load_blocks_fp8(p, piece, shared, n); });
     } else if (threadIdx.x / 32 % 4 == 0) {
-      for_each_piece(p, *scratch.schedule, shape, part, walked_tile, [&](const DecodePiece& piece) {
-        load_blocks_bf16<kPaired>(p, piece, &map, shared, n, shape.tiles > 1, prefetch && tile < 2);
-      });
+      for_each_piece(p, *scratch.schedule, shape, part, tile,
+                     [&](const DecodePiece& piece) { load_blocks_bf16(p, piece, &map, shared, n, shape.tiles > 1); });
     }
   } else if (warpgroup == 2) {
     if constexpr (Limits::kScore < 128) {
@@ -137,7 +130,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
     wait_for_previous();
     uint32_t rope[4][4];
     int loaded = -1;
-    for_each_piece(p, *scratch.schedule, shape, part, walked_tile, [&](const DecodePiece& piece) {
+    for_each_piece(p, *scratch.schedule, shape, part, tile, [&](const DecodePiece& piece) {
       if (piece.index != loaded) {
         named_barrier_sync(1, 128);  // all warps are done with the rows before
         load_queries(p, piece.group, tile, shared, rope);
@@ -145,7 +138,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
         named_barrier_sync(1, 128);
         loaded = piece.index;
       }
-      score_blocks<kFormat, kPaired>(p, piece, tile, shared, rope, n);
+      score_blocks<kFormat>(p, piece, tile, shared, rope, n);
     });
   } else {
     grow_registers<Limits::kOutput>();
@@ -154,9 +147,9 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 #pragma unroll
     for (int i = 0; i < 128; ++i) acc[i / 64][i % 64] = 0;
     DecodeFold state[2] = {};
-    for_each_piece(p, *scratch.schedule, shape, part, walked_tile, [&](const DecodePiece& piece) {
+    for_each_piece(p, *scratch.schedule, shape, part, tile, [&](const DecodePiece& piece) {
       float2 stats[2];
-      output_blocks<kFormat, kPaired>(piece, warpgroup, shared, acc, stats, n);
+      output_blocks<kFormat>(piece, warpgroup, shared, acc, stats, n);
       if (piece.slot < 0) {
         const float sums[2] = {stats[0].y, stats[1].y};
         write_output(p, piece, tile, acc, sums);
@@ -171,20 +164,11 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
       }
     });
   }
-  if constexpr (kPaired) {  // the other block sends no more: neither boxes nor arrivals
-    __syncwarp();
-    cluster_arrive();
-    cluster_wait();
-  }
 }
 
 }  // namespace
 
 Status mla_decode(const MlaDecode& p, const MlaWorkspace& ws, Stream stream) {
-  return mla_decode_variant(p, ws, {}, stream);
-}
-
-Status mla_decode_variant(const MlaDecode& p, const MlaWorkspace& ws, DecodeVariant variant, Stream stream) {
   DSV3_TRY(check_mla_decode(p));
   if (p.num_groups == 0) return {};
   const DecodeShape shape = decode_shape(p.max_group_rows, p.heads, sm_count());
@@ -205,15 +189,11 @@ Status mla_decode_variant(const MlaDecode& p, const MlaWorkspace& ws, DecodeVari
                               .box_cols = 64},
                              &map));
   }
-  const bool paired = variant.pair && decode_pairs(shape, p.pages.format);
-  const auto kernel = fp8      ? mla_decode_kernel<KvFormat::kFp8, false>
-                      : paired ? mla_decode_kernel<KvFormat::kBf16, true>
-                               : mla_decode_kernel<KvFormat::kBf16, false>;
+  const auto kernel = fp8 ? mla_decode_kernel<KvFormat::kFp8> : mla_decode_kernel<KvFormat::kBf16>;
   DSV3_TRY(allow_shared_bytes("mla_decode", kernel, sizeof(DecodeShared)));
   const DecodeScratch scratch = decode_scratch(ws.data, shape);
-  const LaunchShape launch_shape{dim3(shape.tiles, shape.parts), dim3(kDecodeThreads), sizeof(DecodeShared),
-                                 paired ? 2u : 1u};
-  DSV3_TRY(launch("mla_decode", kernel, launch_shape, stream, p, map, shape, scratch, variant.prefetch));
+  const LaunchShape launch_shape{dim3(shape.tiles, shape.parts), dim3(kDecodeThreads), sizeof(DecodeShared)};
+  DSV3_TRY(launch("mla_decode", kernel, launch_shape, stream, p, map, shape, scratch));
   return mla_decode_merge(p, shape, scratch, stream);
 }
 

@@ -35,46 +35,19 @@ __device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
   return static_cast<uint32_t>(row * 128 + ((chunk ^ (row & 7)) << 4));
 }
 
-/// A warp is done with the boxes of a step. Called by one lane.
-template <bool kPaired>
-__device__ __forceinline__ void release_boxes(DecodeShared& shared, uint32_t stage, int step) {
-  uint64_t* barrier = &shared.kv_empty[stage][step];
-  barrier_arrive(barrier);
-  if constexpr (kPaired) barrier_arrive_cluster(cluster_address(barrier, (blockIdx.x & 1) ^ 1));
-}
-
 // ---- loader ------------------------------------------------------------------------------------------------------
 
-/// BF16: one warp. Rows of a block are 64 neighbouring rows of the pages, so a box is one copy. Paired: this block
-/// takes the boxes of its own parity (the rotary one by turns) and sends them to both; its barriers expect all of them.
-template <bool kPaired>
+/// BF16: one warp. Rows of a block are 64 neighbouring rows of the pages, so a box is one copy.
 __device__ __forceinline__ void load_blocks_bf16(const MlaDecode& p, const DecodePiece& piece, const CUtensorMap* map,
-                                                 DecodeShared& shared, uint32_t& n, bool shared_by_tiles,
-                                                 bool prefetch) {
+                                                 DecodeShared& shared, uint32_t& n, bool shared_by_tiles) {
   const int32_t* table = p.block_tables + static_cast<int64_t>(piece.group.slot) * p.max_blocks;
-  const int lane = threadIdx.x % 32, rank = blockIdx.x & 1;
+  const int lane = threadIdx.x % 32;
   const uint64_t hint = shared_by_tiles ? kEvictNormal : kEvictFirst;
   int32_t ids = 0;
   for (int b = piece.first; b < piece.last; ++b, ++n) {
     const int in_run = (b - piece.first) % 32;
     if (in_run == 0 && b + lane < piece.last) ids = table[b + lane];
     const int row = __shfl_sync(~0u, ids, in_run) * kCacheBlockTokens;
-    if constexpr (kPaired) {
-      // A stage is empty for as long as its next block takes to arrive, so that block should be in L2 by then: each of
-      // the pair asks for half of a block two blocks ahead. No more: what is asked for must still be there when its
-      // turn comes.
-      if (prefetch) {
-        for (int ahead = in_run == 0 ? 1 : 2; ahead <= 2; ++ahead) {
-          const int32_t later = __shfl_sync(~0u, ids, (in_run + ahead) % 32);
-          if (in_run + ahead < 32 && b + ahead < piece.last && elect_one()) {
-            constexpr uint32_t kHalf = kCacheBlockTokens / 2 * kCacheRow * 2;
-            prefetch_l2(static_cast<const char*>(p.pages.data) + (static_cast<int64_t>(later) * 2 + rank) * kHalf,
-                        kHalf);
-          }
-          __syncwarp();
-        }
-      }
-    }
     const uint32_t stage = n & 1, phase = (n >> 1) & 1;
 #pragma unroll
     for (int step = 0; step < kLoadSteps; ++step) {
@@ -83,13 +56,8 @@ __device__ __forceinline__ void load_blocks_bf16(const MlaDecode& p, const Decod
 #pragma unroll
         for (int i = first_of_step(step); i < first_of_step(step + 1); ++i) {
           const int box = box_at(i);
-          uint64_t* full = &shared.kv_full[stage][box];
-          barrier_expect(full, kBoxBytes);
-          if constexpr (!kPaired) {
-            tma_load_2d(shared.kv[stage][box], map, full, box * 64, row, hint);
-          } else if ((box < kLatentBoxes ? box & 1 : static_cast<int>(n >> 1) & 1) == rank) {
-            tma_load_2d_multicast(shared.kv[stage][box], map, full, box * 64, row, 3, hint);
-          }
+          barrier_expect(&shared.kv_full[stage][box], kBoxBytes);
+          tma_load_2d(shared.kv[stage][box], map, &shared.kv_full[stage][box], box * 64, row, hint);
         }
       }
       __syncwarp();

@@ -13,29 +13,35 @@ namespace {
 constexpr int kColumnThreads = kLatent / 4, kStrands = 4, kThreads = kColumnThreads * kStrands;
 constexpr int kFewPieces = 8;  // all that deterministic splits can be
 constexpr int kFewRows = kThreads / 64;
+constexpr int kBlocksAnSm = 2;  // and as many in the grid: a second wave would wait for the latencies of the first
 static_assert(kThreads >= kMaxDecodeParts, "a thread loads one piece's maximum and sum");
 
 struct MergeRow {
   const DecodeScratch& scratch;
-  const DecodeShape& shape;
-  DecodeMerge merge;
+  int begin, count;
   bool deterministic;
-  int tile, row;
+  int first, step;  ///< row of piece 0 in the scratch, rows of a slot
 
-  __device__ int64_t at(int k) const {
-    const int slot =
-        deterministic ? merge.begin + k : 2 * (merge.begin + k) + (k == 0 ? 1 : 0);  // as for_each_piece() numbers them
-    return (static_cast<int64_t>(slot) * shape.tiles + tile) * kDecodeTileRows + row;
+  __device__ MergeRow(const DecodeScratch& s, const DecodeShape& shape, const DecodeMerge& merge, bool in_order,
+                      int query)
+      : scratch(s),
+        begin(merge.begin),
+        count(merge.count),
+        deterministic(in_order),
+        step(shape.tiles * kDecodeTileRows) {
+    first = (deterministic ? begin : 2 * begin + 1) * step + query;
   }
+  /// As for_each_piece() numbers the slots: one after the other, or 2 part (+ 1 for the group's first piece).
+  __device__ int at(int k) const { return first + (deterministic || k == 0 ? k : 2 * k - 1) * step; }
   /// A part without a block left its slot alone.
   __device__ bool exists(int k) const {
     if (deterministic) return true;
-    const DecodeCut from = scratch.schedule->cut[merge.begin + k], to = scratch.schedule->cut[merge.begin + k + 1];
+    const DecodeCut from = scratch.schedule->cut[begin + k], to = scratch.schedule->cut[begin + k + 1];
     return from.group != to.group || from.block != to.block;
   }
   __device__ float2 stats(int k) const { return scratch.stats[at(k)]; }
   __device__ float4 values(int k, int column) const {
-    return *reinterpret_cast<const float4*>(scratch.output + at(k) * kLatent + column);
+    return *reinterpret_cast<const float4*>(scratch.output + static_cast<int64_t>(at(k)) * kLatent + column);
   }
 };
 
@@ -44,35 +50,39 @@ __device__ __forceinline__ void store_row(Bf16* to, float4 out, float inverse) {
                                    pack_bf16(__fmul_rn(out.z, inverse), __fmul_rn(out.w, inverse))};
 }
 
-/// One warp, half a row. All loads are on their way before the first is used.
+/// One warp, half a row. The loads of the first piece and of a batch are on their way before any is used: as many as
+/// fit into the registers of two blocks an SM.
 __device__ __forceinline__ void merge_few(const MergeRow& pieces, int half, Bf16* to) {
-  constexpr int kLoads = 2;  // of 4 columns
-  const int lane = threadIdx.x % 32, count = pieces.merge.count;
+  constexpr int kBatch = 3, kLoads = 2;  // of 4 columns
+  const int lane = threadIdx.x % 32, count = pieces.count;
   const auto column = [&](int j) { return half * (kLatent / 2) + 4 * (lane + 32 * j); };
-  float4 out[kLoads], values[kFewPieces][kLoads];
+  float4 out[kLoads];
 #pragma unroll
   for (int j = 0; j < kLoads; ++j) out[j] = pieces.values(0, column(j));  // the first piece always exists
-  const bool mine_exists = lane < count && pieces.exists(lane);
-  const float2 mine = mine_exists ? pieces.stats(lane) : float2{0, 0};
-  const uint32_t exist = __ballot_sync(~0u, mine_exists);
-#pragma unroll
-  for (int k = 1; k < kFewPieces; ++k) {
-    if ((exist >> k & 1) == 0) continue;
-#pragma unroll
-    for (int j = 0; j < kLoads; ++j) values[k][j] = pieces.values(k, column(j));
-  }
+  const float2 mine = lane < count ? pieces.stats(lane) : float2{0, 0};
+  const uint32_t exist = __ballot_sync(~0u, lane < count && pieces.exists(lane));
   DecodeFold state{__shfl_sync(~0u, mine.x, 0), __shfl_sync(~0u, mine.y, 0)};
+#pragma unroll 1
+  for (int base = 1; base < count; base += kBatch) {
+    float4 values[kBatch][kLoads];
 #pragma unroll
-  for (int k = 1; k < kFewPieces; ++k) {
-    const DecodeFold next{__shfl_sync(~0u, mine.x, k), __shfl_sync(~0u, mine.y, k)};
-    if ((exist >> k & 1) == 0) continue;
-    float keep, add;
-    fold_row(state, next, keep, add);
+    for (int i = 0; i < kBatch; ++i) {
+      if (base + i >= count) continue;
 #pragma unroll
-    for (int j = 0; j < kLoads; ++j) {
-      const float4 more = values[k][j];
-      out[j] = {fold_value(out[j].x, more.x, keep, add), fold_value(out[j].y, more.y, keep, add),
-                fold_value(out[j].z, more.z, keep, add), fold_value(out[j].w, more.w, keep, add)};
+      for (int j = 0; j < kLoads; ++j) values[i][j] = pieces.values(base + i, column(j));  // not used if it isn't there
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const DecodeFold next{__shfl_sync(~0u, mine.x, base + i), __shfl_sync(~0u, mine.y, base + i)};
+      if ((exist >> (base + i) & 1) == 0) continue;
+      float keep, add;
+      fold_row(state, next, keep, add);
+#pragma unroll
+      for (int j = 0; j < kLoads; ++j) {
+        const float4 more = values[i][j];
+        out[j] = {fold_value(out[j].x, more.x, keep, add), fold_value(out[j].y, more.y, keep, add),
+                  fold_value(out[j].z, more.z, keep, add), fold_value(out[j].w, more.w, keep, add)};
+      }
     }
   }
   const float inverse = __frcp_rn(state.sum);
@@ -86,7 +96,7 @@ __device__ __forceinline__ void merge_many(const MergeRow& pieces, Bf16* to) {
   __shared__ float4 strand_sums[kStrands - 1][kColumnThreads];
   const int thread = threadIdx.x, column = thread % kColumnThreads, strand = thread / kColumnThreads,
             lane = thread % 32;
-  const int count = pieces.merge.count;
+  const int count = pieces.count;
   float2 mine{-INFINITY, 0};
   if (thread < count && pieces.exists(thread)) mine = pieces.stats(thread);
   tops[thread] = mine.x;
@@ -121,23 +131,25 @@ __device__ __forceinline__ void merge_many(const MergeRow& pieces, Bf16* to) {
   __syncthreads();  // the arrays serve the next row
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocksAnSm)
     mla_decode_merge_kernel(const __grid_constant__ MlaDecode p, const __grid_constant__ DecodeShape shape,
                             const __grid_constant__ DecodeScratch scratch) {
   launch_dependents();
   wait_for_previous();
   const DecodeSchedule& schedule = *scratch.schedule;
-  const int group_queries = p.max_group_rows * p.heads, units = schedule.merges * group_queries;
+  const int merges = schedule.merges, group_queries = p.max_group_rows * p.heads;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  // A unit is one row where a group has many pieces, else 8 rows; the units left over then are empty, and come last.
+  // A unit is one row where a group has many pieces, else 8 rows. Beside a group with many, those with few have units
+  // left over, which come last.
+  const bool any_many = !p.deterministic && schedule.most_pieces > kFewPieces;
+  const int units = merges * (any_many ? group_queries : (group_queries + kFewRows - 1) / kFewRows);
   for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
-    const DecodeMerge merge = schedule.merge[unit % schedule.merges];
-    const QueryGroup group = p.groups[merge.group];
+    const DecodeMerge merge = schedule.merge[unit % merges];
     const bool few = p.deterministic || merge.count <= kFewPieces;
-    const int query = few ? unit / schedule.merges * kFewRows + warp / 2 : unit / schedule.merges;
-    if (query >= group.rows * p.heads) continue;  // the same for the whole warp, or for the whole block
-    const MergeRow pieces{scratch, shape, merge, p.deterministic, query / kDecodeTileRows, query % kDecodeTileRows};
-    Bf16* to = p.out + (static_cast<int64_t>(group.row_begin) * p.heads + query) * kLatent;
+    const int query = few ? unit / merges * kFewRows + warp / 2 : unit / merges;
+    if (query >= merge.rows * p.heads) continue;  // the same for the whole warp, or for the whole block
+    const MergeRow pieces(scratch, shape, merge, p.deterministic, query);
+    Bf16* to = p.out + (static_cast<int64_t>(merge.row_begin) * p.heads + query) * kLatent;
     if (few) {
       merge_few(pieces, warp % 2, to);
     } else {
@@ -152,7 +164,7 @@ Status mla_decode_merge(const MlaDecode& p, const DecodeShape& shape, const Deco
   const int most_merges =
       p.deterministic ? std::min(p.num_groups, shape.slots() / 2) : std::min(p.num_groups, shape.parts - 1);
   if (most_merges == 0) return {};
-  const int blocks = std::min(most_merges * p.max_group_rows * p.heads, 4 * sm_count());
+  const int blocks = std::min(most_merges * p.max_group_rows * p.heads, kBlocksAnSm * sm_count());
   return launch("mla_decode_merge", mla_decode_merge_kernel, {dim3(blocks), dim3(kThreads)}, stream, p, shape, scratch);
 }
 

@@ -33,23 +33,18 @@ inline DecodeShape decode_shape(int64_t max_group_rows, int64_t heads, int sms) 
   return {tiles, std::clamp(sms / tiles, 1, kMaxDecodeParts)};
 }
 
-/// Neighbouring tiles walk the same KV: two blocks of a cluster load it once for both. FP8 pages pass through
-/// registers.
-inline bool decode_pairs(const DecodeShape& shape, KvFormat format) {
-  return format == KvFormat::kBf16 && shape.tiles % 2 == 0;
-}
-
 /// Position in the row of all groups' KV blocks.
 struct DecodeCut {
   int32_t group, block;
 };
-/// Pieces to join. Parts [begin, begin + count) hold them; deterministic: slots [begin, begin + count).
-struct DecodeMerge {
-  int32_t group, begin, count;
+/// Pieces of a group to join. Parts [begin, begin + count) hold them; deterministic: slots [begin, begin + count).
+struct alignas(16) DecodeMerge {
+  int32_t row_begin, rows;  ///< of the group
+  int32_t begin, count;
 };
 struct DecodeSchedule {
   DecodeCut cut[kMaxDecodeParts + 1];  ///< part i is [cut[i], cut[i + 1]); may be empty
-  int32_t merges, fold;
+  int32_t merges, fold, most_pieces;   ///< most_pieces: largest count of a merge
   DecodeMerge merge[kMaxDecodeGroups];
   int32_t slot_begin[kMaxDecodeGroups];  ///< deterministic: slot of a group's first split
 };
@@ -95,12 +90,6 @@ __host__ __device__ inline int aligned_share(int share, int of_group) {
   return (of_group + fraction - 1) / fraction;
 }
 
-/// What mla_decode() sets, for tests and measurements. No choice changes a bit of the result.
-struct DecodeVariant {
-  bool pair = true;      ///< where decode_pairs()
-  bool prefetch = true;  ///< paired: ask L2 for the blocks behind those on their way to shared memory
-};
-Status mla_decode_variant(const MlaDecode& p, const MlaWorkspace& ws, DecodeVariant variant, Stream stream);
 /// Joins the pieces. Launched behind the main kernel.
 Status mla_decode_merge(const MlaDecode& p, const DecodeShape& shape, const DecodeScratch& scratch, Stream stream);
 

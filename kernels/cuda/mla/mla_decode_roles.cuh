@@ -16,10 +16,6 @@
 //
 // The loader refills boxes in the order in which they become free, and the scores take them in that order.
 //
-// Paired: the two blocks of a cluster have neighbouring tiles and walk the same KV. Each loads every other box for
-// both, so L2 is read once. A box may be overwritten when both are done with it: kv_empty counts the warps of both
-// blocks.
-//
 // n counts blocks since the start of the kernel in every role, so the phase of a barrier's use is (n / 2) % 2
 // everywhere.
 #pragma once
@@ -36,12 +32,12 @@ namespace dsv3::cuda {
 __device__ __forceinline__ void load_queries(const MlaDecode& p, const QueryGroup& group, int tile,
                                              DecodeShared& shared, uint32_t (&rope)[4][4]) {
   const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
-  const int rows = group.rows * p.heads - tile * kDecodeTileRows;  // may be more than 64; paired: may be none
+  const int rows = group.rows * p.heads - tile * kDecodeTileRows;  // > 0; may be more than 64
   const Bf16* q = p.q + (static_cast<int64_t>(group.row_begin) * p.heads + tile * kDecodeTileRows) * kCacheRow;
   for (int i = thread; i < kDecodeTileRows * kLatent / 8; i += 128) {
     const int row = i / (kLatent / 8), chunk = i % (kLatent / 8);
     const bool valid = row < rows;
-    cp_async_16(shared.q[chunk / 8] + swizzled(row, chunk % 8), valid ? q + row * kCacheRow + chunk * 8 : p.q, valid);
+    cp_async_16(shared.q[chunk / 8] + swizzled(row, chunk % 8), q + (valid ? row * kCacheRow + chunk * 8 : 0), valid);
   }
   cp_async_commit();
   const int row = 16 * warp + lane / 4;
@@ -65,7 +61,7 @@ __device__ __forceinline__ void zero_tail(DecodeShared& shared, uint32_t stage, 
   }
 }
 
-template <KvFormat kFormat, bool kPaired>
+template <KvFormat kFormat>
 __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePiece& piece, int tile,
                                              DecodeShared& shared, const uint32_t (&rope)[4][4], uint32_t& n) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, quad = lane % 4;
@@ -100,7 +96,7 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
 #pragma unroll
     for (int i = 0; i < 32; ++i) wgmma_pin(s[i]);
     __syncwarp();
-    if (lane == 0) release_boxes<kPaired>(shared, stage, 0);
+    if (lane == 0) barrier_arrive(&shared.kv_empty[stage][0]);
 
     const int first_key = b * kCacheBlockTokens;
     if (first_key + kCacheBlockTokens - 1 > piece.group.start) {
@@ -181,7 +177,7 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
 // ---- outputs -----------------------------------------------------------------------------------------------------
 
 /// Adds the piece's blocks to acc (overwritten by the first). stats of the thread's two rows come with the last block.
-template <KvFormat kFormat, bool kPaired>
+template <KvFormat kFormat>
 __device__ __forceinline__ void output_blocks(const DecodePiece& piece, int half, DecodeShared& shared,
                                               float (&acc)[2][64], float2 (&stats)[2], uint32_t& n) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, row = 16 * warp + lane / 4;
@@ -218,13 +214,13 @@ __device__ __forceinline__ void output_blocks(const DecodePiece& piece, int half
     }
     wgmma_wait<1>();
     __syncwarp();
-    if (lane == 0) release_boxes<kPaired>(shared, stage, 1);
+    if (lane == 0) barrier_arrive(&shared.kv_empty[stage][1]);
     wgmma_wait<0>();
 #pragma unroll
     for (int i = 0; i < 128; ++i) wgmma_pin(acc[i / 64][i % 64]);
     __syncwarp();
     if (lane == 0) {
-      release_boxes<kPaired>(shared, stage, 2);
+      barrier_arrive(&shared.kv_empty[stage][2]);
       barrier_arrive(&shared.p_empty[stage]);
     }
   }

@@ -11,9 +11,12 @@ namespace {
 
 constexpr int kThreads = kMaxDecodeGroups;
 constexpr int kPieceCost = 3;      // what a piece costs beside its blocks (queries, output), in blocks
+constexpr int kMergeCost = 1;      // what any merging costs, in blocks
+constexpr int kSlotCost = 20;      // where every part fills a slot of 64 rows: to write and merge them, in 1/4 blocks
 constexpr int kSmallestPiece = 2;  // no cut closer to an end of a group, where parts are large
-// Cuts are laid out in four ways at once, and the one whose slowest part is done first is taken: equal blocks; whole
-// groups, or whole fractions of one, a part; equal blocks with a toll at the start of each group, of two sizes.
+// Cuts are laid out in four ways at once, and the one that is done first (slowest part, then merging) is taken: equal
+// blocks; whole groups, or whole fractions of one, a part; equal blocks with a toll at the start of each group, of two
+// sizes.
 constexpr int kLayouts = 4, kAligned = 1;
 static_assert(kThreads == kLayouts * kMaxDecodeParts, "a thread for each cut");
 __device__ constexpr int toll_of(int layout) {
@@ -26,17 +29,17 @@ struct Counts {  ///< running sums over the groups, that one included
 
 __global__ void __launch_bounds__(kThreads)
     mla_decode_schedule_kernel(const QueryGroup* groups, int num_groups, bool deterministic, DecodeShape shape,
-                               DecodeSchedule* out) {
+                               int slot_cost, DecodeSchedule* out) {
   __shared__ Counts ends[kThreads];
   __shared__ int32_t blocks_of[kThreads];
   __shared__ uint64_t warp_sums[32];
   __shared__ DecodeCut cuts[kLayouts][kMaxDecodeParts + 1];
-  __shared__ int32_t slowest[kLayouts], inner_cuts[kLayouts], merges, used_groups;
+  __shared__ int32_t slowest[kLayouts], slots[kLayouts], merges, most_pieces, used_groups;
   launch_dependents();
   wait_for_previous();
   const int g = threadIdx.x, lane = g % 32, warp = g / 32;
-  if (g == 0) merges = used_groups = 0;
-  if (g < kLayouts) slowest[g] = inner_cuts[g] = 0;
+  if (g == 0) merges = most_pieces = used_groups = 0;
+  if (g < kLayouts) slowest[g] = slots[g] = 0;
   const int blocks = g < num_groups ? group_blocks(groups[g]) : 0;
   const int splits = blocks > 0 ? (blocks + split_blocks(blocks) - 1) / split_blocks(blocks) : 0;
   // Inclusive prefix sums in one word: blocks (32 bits), groups that have any (16), splits (16; at most 8 a group).
@@ -107,14 +110,20 @@ __global__ void __launch_bounds__(kThreads)
                  after = to.group > 0 ? ends[to.group - 1] : none;
     const int of_part = after.blocks + to.block - before.blocks - from.block;
     const int pieces = after.used + (to.block > 0 ? 1 : 0) - before.used;
-    if (of_part > 0) atomicMax(&slowest[layout], of_part + kPieceCost * pieces);
-    if (from.block > 0) inner_cuts[layout] = 1;
+    const int in_slots = from.group == to.group ? 1 : (from.block > 0 ? 1 : 0) + (to.block > 0 ? 1 : 0);
+    if (of_part > 0) {
+      atomicMax(&slowest[layout], of_part + kPieceCost * pieces);
+      atomicAdd(&slots[layout], in_slots);
+    }
   }
   __syncthreads();
   int best = kLayouts - 1;
   if (!deterministic) {
-    for (int other = kLayouts - 2; other >= 0; --other) {  // merging takes about as long as a block
-      if (slowest[other] + inner_cuts[other] <= slowest[best] + inner_cuts[best]) best = other;
+    const auto cost = [&](int of) {  // in 1/4 blocks of all parts
+      return 4 * shape.parts * (slowest[of] + (slots[of] > 0 ? kMergeCost : 0)) + slot_cost * slots[of];
+    };
+    for (int other = kLayouts - 2; other >= 0; --other) {
+      if (cost(other) <= cost(best)) best = other;
     }
   }
   const DecodeCut* cut = cuts[best];
@@ -132,17 +141,24 @@ __global__ void __launch_bounds__(kThreads)
           low = middle + 1;
         }
       }
-      out->merge[atomicAdd(&merges, 1)] = {cut[g].group, g - 1, low - (g - 1)};
+      const QueryGroup group = groups[cut[g].group];
+      const int count = low - (g - 1);
+      atomicMax(&most_pieces, count);
+      out->merge[atomicAdd(&merges, 1)] = {group.row_begin, group.rows, g - 1, count};
     }
   } else {
     const int slot = static_cast<int32_t>(sum >> 48) - splits;
     out->slot_begin[g] = slot;
-    if (splits > 1 && !fold) out->merge[atomicAdd(&merges, 1)] = {g, slot, splits};
+    if (splits > 1 && !fold) {
+      atomicMax(&most_pieces, splits);
+      out->merge[atomicAdd(&merges, 1)] = {groups[g].row_begin, groups[g].rows, slot, splits};
+    }
   }
   __syncthreads();
   if (g == 0) {
     out->merges = merges;
     out->fold = fold ? 1 : 0;
+    out->most_pieces = most_pieces;
   }
 }
 
@@ -164,8 +180,9 @@ Status mla_decode_schedule(const MlaDecode& p, const MlaWorkspace& ws, Stream st
     return {Code::kInternal, "mla_decode_schedule: workspace of " + std::to_string(ws.bytes) + " bytes, needs " +
                                  std::to_string(decode_scratch_bytes(shape))};
   }
+  const int slot_cost = kSlotCost * p.max_group_rows * p.heads / (shape.tiles * kDecodeTileRows);
   return launch("mla_decode_schedule", mla_decode_schedule_kernel, {dim3(1), dim3(kThreads)}, stream, p.groups,
-                p.num_groups, p.deterministic, shape, decode_scratch(ws.data, shape).schedule);
+                p.num_groups, p.deterministic, shape, slot_cost, decode_scratch(ws.data, shape).schedule);
 }
 
 }  // namespace dsv3::cuda

@@ -13,8 +13,7 @@ struct DecodePiece {
   int slot;  ///< -1: the whole group, written to the output
 };
 
-/// Calls work(piece) for the pieces of (part, tile). Paired blocks must walk the same pieces: pass the first one's
-/// tile.
+/// Calls work(piece) for the pieces of (part, tile).
 template <class Work>
 __device__ __forceinline__ void for_each_piece(const MlaDecode& p, const DecodeSchedule& schedule,
                                                const DecodeShape& shape, int part, int tile, Work&& work) {
