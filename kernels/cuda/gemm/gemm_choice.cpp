@@ -124,7 +124,7 @@ int grouped_tile_rows(int64_t rows, int64_t top_k, int64_t experts) {
   // most experts in one tile. The square root is avoided: t >= mean + 2 sqrt(mean) <=> (t - mean)^2 >= 4 mean.
   const double mean = experts > 0 ? static_cast<double>(rows * top_k) / static_cast<double>(experts) : 0;
   int tile = 8;
-  while (tile < 128 && (tile < mean || (tile - mean) * (tile - mean) < 4 * mean)) tile *= 2;
+  while (tile < 256 && (tile < mean || (tile - mean) * (tile - mean) < 4 * mean)) tile *= 2;
   return tile;
 }
 
