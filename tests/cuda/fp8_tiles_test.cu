@@ -180,6 +180,7 @@ TEST(Fp8TilesChoice, GroupedTileHoldsTheRows) {
   for (const int rows : {8, 16, 32, 64, 128, 256}) {
     for (const int64_t n : {96, 256, 512, 4096, 7168}) EXPECT_GE(choose_grouped_tiles(rows, n).rows, rows);
   }
+  EXPECT_EQ(choose_grouped_tiles(256, 512).rows, 256);
   EXPECT_EQ(to_string(choose_grouped_tiles(128, 512)), "128x128");  // 192 would waste a third
 }
 
