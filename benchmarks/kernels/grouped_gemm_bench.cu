@@ -1,6 +1,7 @@
 // fp8_grouped_gemm at DeepSeek-V3's experts: whole, EP 8 and 32, TP 8 and 16; few rows for each expert (decode) and many (prefill).
 #include <algorithm>
 #include <cstdio>
+#include <random>
 
 #include "harness.h"
 #include "kernels/cuda/gemm/gemm.h"
@@ -21,6 +22,7 @@ struct Shape {
   int64_t n, k, experts;
   int64_t hit;  ///< experts that have rows, spread evenly
   std::vector<Point> decode, prefill;
+  std::vector<int64_t> spread{};  ///< rows of all together (prefill), each at a random expert
 };
 
 const std::vector<Shape>& shapes() {
@@ -30,13 +32,15 @@ const std::vector<Shape>& shapes() {
        {{4096, 199}, {8192, 356}, {16384, 692}, {32768, 1363}, {65536, 2724}}},
       {4096, 7168, 32, 32, {{1, 332}, {4, 331}, {16, 331}, {64, 330}, {128, 347}, {256, 419}},
        {{4096, 395}, {8192, 454}, {16384, 752}, {32768, 1400}, {65536, 2770}}},
-      {4096, 7168, 256, 256, {{1, 2765}, {4, 2756}, {16, 2759}, {64, 2750}, {128, 2874}, {256, 3295}}, {{32768, 3410}, {65536, 3553}}},
+      {4096, 7168, 256, 256, {{1, 2765}, {4, 2756}, {16, 2759}, {64, 2750}, {128, 2874}, {256, 3295}},
+       {{32768, 3410}, {65536, 3553}}, {32768}},
       {4096, 7168, 256, 64, {{1, 0}}, {}},
       {7168, 2048, 8, 8, {{1, 46}, {4, 47}, {16, 47}, {64, 47}, {128, 55}, {256, 62}},
        {{4096, 107}, {8192, 191}, {16384, 366}, {32768, 726}, {65536, 1443}}},
       {7168, 2048, 32, 32, {{1, 178}, {4, 179}, {16, 178}, {64, 178}, {128, 189}, {256, 232}},
        {{4096, 204}, {8192, 245}, {16384, 393}, {32768, 742}, {65536, 1441}}},
-      {7168, 2048, 256, 256, {{1, 1377}, {4, 1375}, {16, 1374}, {64, 1376}, {128, 1464}, {256, 1902}}, {{32768, 1618}, {65536, 1887}}},
+      {7168, 2048, 256, 256, {{1, 1377}, {4, 1375}, {16, 1374}, {64, 1376}, {128, 1464}, {256, 1902}},
+       {{32768, 1618}, {65536, 1887}}, {32768}},
       {7168, 2048, 256, 64, {{1, 0}}, {}},
       {512, 7168, 256, 256, {{1, 367}, {4, 366}, {16, 369}, {64, 366}, {128, 417}, {256, 643}}, {{32768, 479}, {65536, 569}}},
       {512, 7168, 256, 8, {{1, 0}}, {}},
@@ -54,10 +58,20 @@ bool is_quick(const Point& point, bool prefill) {
   return point.rows == 1 || point.rows == 16 || point.rows == 128;
 }
 
-/// Tiles as the router would write them: `hit` of `experts` experts with `rows` rows each, starting on multiples of 8.
+/// Rows of each expert that has any: all the same, or `total` at random experts, as a router does.
+std::vector<int64_t> even_rows(int64_t experts, int64_t rows) { return std::vector<int64_t>(static_cast<size_t>(experts), rows); }
+std::vector<int64_t> spread_rows(int64_t experts, int64_t total) {
+  std::vector<int64_t> counts(static_cast<size_t>(experts));
+  std::mt19937 generator(7);
+  for (int64_t i = 0; i < total; ++i) ++counts[generator() % counts.size()];
+  return counts;
+}
+
+/// Tiles as the router would write them: rows[i] of the i-th expert that has any, starting on multiples of 8.
 struct Tiling {
-  Tiling(const Shape& shape, int64_t rows, int tile_rows) {
+  Tiling(const Shape& shape, const std::vector<int64_t>& rows_of, int tile_rows) {
     for (int64_t i = 0; i < shape.hit; ++i) {
+      const int64_t rows = rows_of[static_cast<size_t>(i)];
       for (int64_t at = 0; at < rows; at += tile_rows) {
         tiles.push_back({static_cast<int32_t>(i * shape.experts / shape.hit), static_cast<int32_t>(all_rows + at),
                          static_cast<int32_t>(std::min<int64_t>(tile_rows, rows - at)), 0});
@@ -84,16 +98,16 @@ class ShapeBench {
         x_(max_rows * shape.k, Buffer::Fill::kNormalE4m3, 3), x_scales_(max_rows * groups_ * 4, Buffer::Fill::kScales, 4),
         y_(max_rows * shape.n * 2, Buffer::Fill::kZero) {}
 
-  void measure(const Point& point, bool prefill, Report& report) {
+  void measure(const Point& point, bool prefill, bool spread, Report& report) {
     const int64_t rows_each = prefill ? point.rows / shape_.hit : point.rows;
     const int tile_rows = grouped_tile_rows(std::max<int64_t>(rows_each * shape_.hit / kTopK, 1), kTopK, shape_.experts);
-    const Tiling tiling(shape_, rows_each, tile_rows);
+    const Tiling tiling(shape_, spread ? spread_rows(shape_.hit, point.rows) : even_rows(shape_.hit, rows_each), tile_rows);
     const int64_t rows = (tiling.all_rows + tile_rows + 3) / 4 * 4;
     Row row;
     row.kernel = kKernel;
     row.shape = (prefill ? "prefill " : "decode ") + std::to_string(shape_.n) + "x" + std::to_string(shape_.k) +
                 " E=" + std::to_string(shape_.hit) + (shape_.hit < shape_.experts ? " of " + std::to_string(shape_.experts) : "") +
-                (prefill ? " rows=" : " m=") + std::to_string(point.rows);
+                (prefill ? " rows=" : " m=") + std::to_string(point.rows) + (spread ? " spread" : "");
     if (rows > max_rows_) {
       std::fprintf(stderr, "kernel_bench: %s %s: %lld rows do not fit\n", kKernel, row.shape.c_str(), static_cast<long long>(rows));
       return;
@@ -167,6 +181,7 @@ int64_t rows_needed(const Shape& shape, bool quick) {
   for (const Point& point : shape.prefill) {
     if (!quick || is_quick(point, true)) rows = std::max(rows, shape.hit * ((point.rows / shape.hit + 7) / 8 * 8));
   }
+  for (const int64_t all : shape.spread) rows = std::max(rows, all + 7 * shape.hit);
   return rows + 256;
 }
 
@@ -177,11 +192,12 @@ void bench_grouped_gemm(const Options& options, Report& report) {
   for (const Shape& shape : shapes()) {
     ShapeBench bench(shape, rows_needed(shape, options.quick));
     for (const Point& point : shape.decode) {
-      if (!options.quick || is_quick(point, false)) bench.measure(point, false, report);
+      if (!options.quick || is_quick(point, false)) bench.measure(point, false, false, report);
     }
     for (const Point& point : shape.prefill) {
-      if (!options.quick || is_quick(point, true)) bench.measure(point, true, report);
+      if (!options.quick || is_quick(point, true)) bench.measure(point, true, false, report);
     }
+    for (const int64_t rows : shape.spread) bench.measure({rows, 0}, true, true, report);
   }
 }
 

@@ -2,7 +2,10 @@
 // for by name (--filter tiles_variants); baseline of dense products: cuBLASLt with block scales.
 #include <algorithm>
 #include <cstdio>
+#include <functional>
+#include <random>
 #include <string>
+#include <vector>
 
 #include "harness.h"
 #include "kernels/cuda/gemm/blas.h"
@@ -23,9 +26,10 @@ struct Product {
 // clang-format off
 const std::vector<Product>& products() {
   static const std::vector<Product> list = {
-      {2112, 7168, 1, {1024, 4096}}, {24576, 1536, 1, {1024, 4096}}, {32768, 512, 1, {1024, 4096}}, {7168, 16384, 1, {1024, 4096}},
-      {4096, 7168, 1, {1024, 4096}}, {7168, 2048, 1, {1024, 4096}},
+      {2112, 7168, 1, {4096}}, {24576, 1536, 1, {4096}}, {32768, 512, 1, {4096}}, {7168, 16384, 1, {4096}},
+      {4096, 7168, 1, {4096}}, {7168, 2048, 1, {4096}},
       {4096, 7168, 8, {8192}}, {4096, 7168, 32, {8192}}, {7168, 2048, 8, {8192}}, {7168, 2048, 32, {8192}},
+      {4096, 7168, 256, {32768, 65536}}, {7168, 2048, 256, {32768, 65536}},
   };
   return list;
 }
@@ -35,7 +39,7 @@ class ProductBench {
  public:
   ProductBench(const Product& product, Blas& blas)
       : product_(product), blas_(blas), bands_((product.n + 127) / 128), groups_(product.k / 128), padded_((groups_ + 3) / 4 * 4),
-        max_rows_(*std::max_element(product.rows.begin(), product.rows.end())),
+        max_rows_(*std::max_element(product.rows.begin(), product.rows.end()) + 8 * product.experts),
         copies_(copies_beyond_l2(product.experts * product.n * product.k, 32)),
         w_(copies_ * product.experts * product.n * product.k, Buffer::Fill::kNormalE4m3, 1),
         w_scales_(copies_ * product.experts * bands_ * padded_ * 4, Buffer::Fill::kScales, 2),
@@ -64,48 +68,86 @@ class ProductBench {
         row.baseline_us = theirs->us;
       }
     }
-    constexpr int kTileRows = 128;
-    std::vector<ExpertTile> list;
-    const int64_t rows_each = m / product_.experts;  // a multiple of 128
-    for (int64_t at = 0; at < m; at += kTileRows) {
-      list.push_back({static_cast<int32_t>(at / rows_each), static_cast<int32_t>(at), kTileRows, 0});
-    }
-    const int32_t count = static_cast<int32_t>(list.size());
-    const Buffer device_list(static_cast<int64_t>(list.size() * sizeof(ExpertTile)), Buffer::Fill::kZero);
-    const Buffer device_count(4, Buffer::Fill::kZero);
-    if (cudaMemcpy(device_list.as<void>(), list.data(), list.size() * sizeof(ExpertTile), cudaMemcpyHostToDevice) != cudaSuccess ||
-        cudaMemcpy(device_count.as<void>(), &count, 4, cudaMemcpyHostToDevice) != cudaSuccess) {
-      std::fprintf(stderr, "kernel_bench: %s: cannot copy the tiles\n", kKernel);
+    row.shape = shape;
+    if (!grouped) {
+      for (const TileShape& each : kTileShapes) {
+        if (each.rows < 128) continue;
+        for (const MainLoop loop : {MainLoop::kAhead, MainLoop::kFree}) {
+          add(row, {each.rows, each.cols, loop}, "", launches,
+              [&](TileShape tile, int i, Stream stream) { return fp8_gemm_tiles_with(tile, rows(m), weight(i), y(m), stream); }, report);
+        }
+      }
       return;
     }
-    cudaDeviceSynchronize();
-    const ExpertTiles tiles{device_list.as<ExpertTile>(), device_count.as<int32_t>(), count, kTileRows};
-    for (const TileShape& each : kTileShapes) {
-      if (each.rows < kTileRows || (grouped && each.rows > kTileRows)) continue;
-      for (const MainLoop loop : {MainLoop::kLate, MainLoop::kAhead, MainLoop::kFree}) {
-        TileShape tile = each;
-        tile.loop = loop;
-        const Result<Timing> ours = time_chain(
-            launches, kReplays,
-            [&](int i, Stream stream) {
-              return grouped ? fp8_grouped_gemm_tiles_with(tile, rows(m), weight(i), tiles, y(m), stream)
-                             : fp8_gemm_tiles_with(tile, rows(m), weight(i), y(m), stream);
-            },
-            kSettleMs);
-        const char* name = loop == MainLoop::kLate ? "late" : loop == MainLoop::kAhead ? "ahead" : "free";
-        row.shape = shape + " variant=" + std::to_string(tile.rows) + "x" + std::to_string(tile.cols) + "," + name;
-        if (!ours.ok()) {
-          std::fprintf(stderr, "kernel_bench: %s %s: %s\n", kKernel, row.shape.c_str(), ours.status().message().c_str());
-          continue;
+    measure_lists(row, even_rows(m), launches, report);
+    row.shape += " spread";
+    measure_lists(row, spread_rows(m), launches, report);
+  }
+
+ private:
+  using Enqueue = std::function<Status(TileShape, int, Stream)>;
+
+  /// Rows of each expert: all the same, or each row at a random expert.
+  std::vector<int64_t> even_rows(int64_t m) const {
+    return std::vector<int64_t>(static_cast<size_t>(product_.experts), m / product_.experts);
+  }
+  std::vector<int64_t> spread_rows(int64_t m) const {
+    std::vector<int64_t> counts(static_cast<size_t>(product_.experts));
+    std::mt19937 generator(7);
+    for (int64_t i = 0; i < m; ++i) ++counts[generator() % counts.size()];
+    return counts;
+  }
+
+  /// Lists of tiles of 64, 128 and 256 rows, each with the tiles made for it.
+  void measure_lists(const Row& row, const std::vector<int64_t>& counts, int launches, Report& report) const {
+    for (const int tile_rows : {64, 128, 256}) {
+      std::vector<ExpertTile> list;
+      int64_t begin = 0;
+      for (size_t e = 0; e < counts.size(); ++e) {
+        for (int64_t at = 0; at < counts[e]; at += tile_rows) {
+          list.push_back({static_cast<int32_t>(e), static_cast<int32_t>(begin + at),
+                          static_cast<int32_t>(std::min<int64_t>(tile_rows, counts[e] - at)), 0});
         }
-        row.us = ours->us;
-        row.spread = ours->spread;
-        report.add(row);
+        begin += (counts[e] + kExpertRowAlign - 1) / kExpertRowAlign * kExpertRowAlign;
+      }
+      const auto count = static_cast<int32_t>(list.size());
+      const Buffer device_list(static_cast<int64_t>(list.size() * sizeof(ExpertTile)), Buffer::Fill::kZero);
+      const Buffer device_count(4, Buffer::Fill::kZero);
+      if (cudaMemcpy(device_list.as<void>(), list.data(), list.size() * sizeof(ExpertTile), cudaMemcpyHostToDevice) != cudaSuccess ||
+          cudaMemcpy(device_count.as<void>(), &count, 4, cudaMemcpyHostToDevice) != cudaSuccess) {
+        std::fprintf(stderr, "kernel_bench: %s: cannot copy the tiles\n", kKernel);
+        return;
+      }
+      cudaDeviceSynchronize();
+      const ExpertTiles tiles{device_list.as<ExpertTile>(), device_count.as<int32_t>(), count, tile_rows};
+      const Enqueue enqueue = [&](TileShape tile, int i, Stream stream) {
+        return fp8_grouped_gemm_tiles_with(tile, rows(begin), weight(i), tiles, y(begin), stream);
+      };
+      const std::string name = ",list " + std::to_string(tile_rows);
+      for (const TileShape& each : kTileShapes) {
+        if (each.rows != tile_rows) continue;
+        add(row, {each.rows, each.cols, MainLoop::kFree}, name, launches, enqueue, report);
+        if (tile_rows < 256) continue;
+        add(row, {each.rows, each.cols, MainLoop::kFree, true}, name, launches, enqueue, report);
+        add(row, {each.rows, each.cols, MainLoop::kAhead}, name, launches, enqueue, report);
       }
     }
   }
 
- private:
+  void add(Row row, TileShape tile, const std::string& suffix, int launches, const Enqueue& enqueue, Report& report) const {
+    const Result<Timing> ours =
+        time_chain(launches, kReplays, [&](int i, Stream stream) { return enqueue(tile, i, stream); }, kSettleMs);
+    row.shape += " variant=" + std::to_string(tile.rows) + "x" + std::to_string(tile.cols) +
+                 (tile.loop == MainLoop::kFree ? ",free" : ",ahead") + (tile.weights_once ? ",once" : "") + suffix;
+    if (!ours.ok()) {
+      std::fprintf(stderr, "kernel_bench: %s %s: %s\n", kKernel, row.shape.c_str(), ours.status().message().c_str());
+      return;
+    }
+    row.us = ours->us;
+    row.spread = ours->spread;
+    report.add(row);
+  }
+
   Fp8Weight weight(int i) const {
     const int64_t copy = i % copies_;
     return {w_.as<uint8_t>() + copy * product_.experts * product_.n * product_.k,

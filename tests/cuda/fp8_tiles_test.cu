@@ -119,13 +119,15 @@ void expect_close(const Operands& o, const std::vector<bool>& written, const std
   EXPECT_LT(error.worst_row, kRowTolerance) << what << ", row " << error.worst << " of those written";
 }
 
-/// Every tile with every main loop.
+/// Every tile with every main loop, and with either hint for weights.
 std::vector<TileShape> all_tiles() {
   std::vector<TileShape> all;
   for (const MainLoop loop : {MainLoop::kLate, MainLoop::kAhead, MainLoop::kFree}) {
     for (TileShape tile : kTileShapes) {
       tile.loop = loop;
       all.push_back(tile);
+      tile.weights_once = true;
+      if (loop == kDefaultLoop) all.push_back(tile);
     }
   }
   return all;
@@ -175,9 +177,10 @@ TEST(Fp8TilesChoice, PicksACompiledTile) {
 }
 
 TEST(Fp8TilesChoice, GroupedTileHoldsTheRows) {
-  for (const int rows : {8, 16, 32, 64, 128}) {
+  for (const int rows : {8, 16, 32, 64, 128, 256}) {
     for (const int64_t n : {96, 256, 512, 4096, 7168}) EXPECT_GE(choose_grouped_tiles(rows, n).rows, rows);
   }
+  EXPECT_EQ(choose_grouped_tiles(256, 512).rows, 256);
   EXPECT_EQ(to_string(choose_grouped_tiles(128, 512)), "128x128");  // 192 would waste a third
 }
 
@@ -283,6 +286,7 @@ TEST(Fp8Tiles, Grouped) {
   DSV3_NEEDS_GPU();
   check_grouped({0, 0, 0}, 128, 256, 256);
   check_grouped({0, 1, 0, 128, 5, 0, 129, 8}, 128, 96, 256);
+  check_grouped({1, 63, 64, 65, 127, 128, 129, 0, 191, 192, 193, 256, 257, 8}, 256, 136, 640);  // every count of waves, odd ones first
   check_grouped({3, 0, 64, 65, 1}, 64, 200, 384);
   check_grouped({9, 0, 1, 8, 20}, 8, 256, 128);
 }
@@ -290,7 +294,7 @@ TEST(Fp8Tiles, Grouped) {
 TEST(Fp8Tiles, LargeGrouped) {
   DSV3_NEEDS_GPU();
   std::mt19937 generator(3);
-  for (const int tile_rows : {32, 64, 128}) {
+  for (const int tile_rows : {32, 64, 128, 256}) {
     std::vector<int> counts(8);
     for (auto& count : counts) count = static_cast<int>(generator() % 300);
     counts[4] = 0;

@@ -208,7 +208,7 @@ void check_grouped(const std::vector<Bf16>& y, const Grouping& g, const std::vec
 TEST(SimpleGemm, Grouped) {
   DSV3_NEEDS_GPU();
   const std::vector<int64_t> counts = {3, 0, 64, 17, 131, 1};
-  for (const int tile_rows : {8, 16, 32, 64, 128}) {
+  for (const int tile_rows : {8, 16, 32, 64, 128, 256}) {
     const Grouping g(counts, tile_rows);
     const Guarded<ExpertTile> tiles(g.tiles);
     const Guarded<int32_t> count(std::vector<int32_t>{g.used});

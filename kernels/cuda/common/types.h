@@ -62,7 +62,7 @@ struct ExpertTiles {
   const ExpertTile* tiles = nullptr;  ///< [max_tiles]
   const int32_t* count = nullptr;     ///< how many of them are used in this step
   int32_t max_tiles = 0;
-  int32_t tile_rows = 0;              ///< 8, 16, 32, 64 or 128: grouped_tile_rows() chooses
+  int32_t tile_rows = 0;              ///< 8, 16, 32, 64, 128 or 256: grouped_tile_rows() chooses
 };
 
 /// First rows of experts lie on multiples of this in the permuted order.

@@ -33,8 +33,13 @@ Status check(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y) {
   return {};
 }
 
+/// Row tiles of a band. About 2048 rows; 1024 where experts have few tiles: then x alone is shared, by all columns of a band at once.
+int band_tiles(int rows, const Fp8Weight& w, const ExpertTiles* tiles) {
+  return (tiles != nullptr && tiles->max_tiles < 3 * w.count ? 1024 : 2048) / rows;
+}
+
 template <int kRows, int kCols, MainLoop kLoop>
-Status launch_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles, Stream stream) {
+Status launch_tiles(bool weights_once, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles, Stream stream) {
   using L = tiles::Layout<kRows, kCols>;
   tiles::Params p{};
   TensorMap2d map;
@@ -43,7 +48,7 @@ Status launch_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, c
   map.box_cols = tiles::kStageK;
   map.data = x.data;
   map.rows = static_cast<uint64_t>(x.rows);
-  map.box_rows = kRows / 2;
+  map.box_rows = L::kBoxRows;
   DSV3_TRY(make_tensor_map(map, &p.x_map));
   map.data = w.data;
   map.rows = static_cast<uint64_t>(w.count * w.n);
@@ -59,6 +64,8 @@ Status launch_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, c
   p.n_blocks = static_cast<int>((w.n + kQuantGroup - 1) / kQuantGroup);
   p.n_pairs = static_cast<int>((w.n + 2 * kCols - 1) / (2 * kCols));
   p.scale_stride = static_cast<int>(x.scale_stride);
+  p.band = band_tiles(kRows, w, tiles);
+  p.w_hint = weights_once ? kEvictFirst : kEvictNormal;
   int64_t row_tiles = (x.rows + kRows - 1) / kRows;
   if (tiles != nullptr) {
     p.list = tiles->tiles;
@@ -77,20 +84,21 @@ Status launch_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, c
 }
 
 template <int kRows, int kCols>
-Status launch_loop(MainLoop loop, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles, Stream stream) {
-  switch (loop) {
-    case MainLoop::kLate: return launch_tiles<kRows, kCols, MainLoop::kLate>(x, w, y, tiles, stream);
-    case MainLoop::kAhead: return launch_tiles<kRows, kCols, MainLoop::kAhead>(x, w, y, tiles, stream);
-    case MainLoop::kFree: return launch_tiles<kRows, kCols, MainLoop::kFree>(x, w, y, tiles, stream);
+Status launch_loop(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles, Stream stream) {
+  const bool once = tile.weights_once;
+  switch (tile.loop) {
+    case MainLoop::kLate: return launch_tiles<kRows, kCols, MainLoop::kLate>(once, x, w, y, tiles, stream);
+    case MainLoop::kAhead: return launch_tiles<kRows, kCols, MainLoop::kAhead>(once, x, w, y, tiles, stream);
+    case MainLoop::kFree: return launch_tiles<kRows, kCols, MainLoop::kFree>(once, x, w, y, tiles, stream);
   }
   return refuse("no such main loop");
 }
 
 Status launch_tile(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles, Stream stream) {
-  if (tile.rows == 256 && tile.cols == 128) return launch_loop<256, 128>(tile.loop, x, w, y, tiles, stream);
-  if (tile.rows == 128 && tile.cols == 192) return launch_loop<128, 192>(tile.loop, x, w, y, tiles, stream);
-  if (tile.rows == 128 && tile.cols == 128) return launch_loop<128, 128>(tile.loop, x, w, y, tiles, stream);
-  if (tile.rows == 64 && tile.cols == 128) return launch_loop<64, 128>(tile.loop, x, w, y, tiles, stream);
+  if (tile.rows == 256 && tile.cols == 128) return launch_loop<256, 128>(tile, x, w, y, tiles, stream);
+  if (tile.rows == 128 && tile.cols == 192) return launch_loop<128, 192>(tile, x, w, y, tiles, stream);
+  if (tile.rows == 128 && tile.cols == 128) return launch_loop<128, 128>(tile, x, w, y, tiles, stream);
+  if (tile.rows == 64 && tile.cols == 128) return launch_loop<64, 128>(tile, x, w, y, tiles, stream);
   return refuse("no tile " + to_string(tile));
 }
 

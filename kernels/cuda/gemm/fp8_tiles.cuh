@@ -1,18 +1,20 @@
 // The kernel of fp8_tiles.cu: y = x W^T in block-scaled e4m3 by wgmma, persistent, in clusters of two blocks.
 //
 // A cluster takes a tile of kRows rows x 2 kCols columns: block `rank` computes columns rank * kCols and on. Both need the same
-// rows of x: each loads half of them and multicasts it to both; W and the scales of x each block loads for itself.
+// rows of x: each loads every second box of them (64 rows, or 32) and multicasts it to both; W and the scales of x each block
+// loads for itself. Boxes without any row of the tile are not loaded.
 // Warpgroups 0 and 1 do the arithmetic, one thread of warpgroup 2 the loads. Stage = 128 of K = one scale block.
 //
-// Tile of 64 rows: warpgroup w takes columns w * kCols / 2 and on. Otherwise warpgroup w takes kRows / 2 rows from
-// w * kRows / 2, in waves of 64 that share one accumulator. The two warpgroups issue wgmma in strict turns (named barriers), so that one
-// promotes while the other's instructions run (kernels.md finding 5).
+// Tile of 64 rows: warpgroup w takes columns w * kCols / 2 and on. Otherwise it takes rows 64 w and on and, of 256, rows
+// 128 + 64 w and on: waves of 64 that share one accumulator. Of a tile of 256 rows only waves with rows are multiplied: an expert with
+// 140 rows costs three waves, not four, and its weights are read once. One warpgroup promotes while the other's instructions run
+// (kernels.md finding 5): in strict turns (named barriers), or as it comes.
 //
 // Every output is one float32 chain, ascending in K: sum = fma(scale_x * scale_w, product of 128, sum). It is the same in every
 // tile shape and at every place in a tile, so the bits of a row depend neither on the tile nor on the other rows.
 //
-// Rows of x past the tensor arrive as zeros; rows of a tile past its count are whatever lies there (NaN included) and
-// reach only outputs that are not stored.
+// Rows of x past the tensor arrive as zeros; rows of a tile past its count are whatever lies there, or what the stage held before
+// (NaN included), and reach only outputs that are not stored.
 #pragma once
 
 #include "../common/ptx.cuh"
@@ -23,7 +25,7 @@
 namespace dsv3::cuda::tiles {
 
 struct Params {
-  CUtensorMap x_map;  ///< [x.rows, k], box kRows / 2 x 128
+  CUtensorMap x_map;  ///< [x.rows, k], box kBoxRows x 128
   CUtensorMap w_map;  ///< [experts * n, k], box kCols x 128
   const float* x_scales = nullptr;   ///< [k_blocks][scale_stride]
   const float* w_scales = nullptr;   ///< [experts][n_blocks][k_blocks]
@@ -35,6 +37,8 @@ struct Params {
   int n_blocks = 0;                  ///< ceil(n / 128): scale rows of a weight
   int n_pairs = 0;                   ///< ceil(n / (2 kCols))
   int scale_stride = 0;
+  int band = 0;                      ///< row tiles that are done for all columns before the next
+  uint64_t w_hint = kEvictNormal;    ///< what L2 should do with weights
 };
 
 inline constexpr int kMathThreads = 256, kThreads = 384;
@@ -45,6 +49,7 @@ inline constexpr int kTurnBarrier = 1;       // named barriers 1 and 2: the turn
 
 template <int kRows, int kCols>
 struct Layout {
+  static constexpr int kBoxRows = kRows == 64 ? 32 : 64, kBoxBytes = kBoxRows * kStageK;  // of x
   static constexpr int kXBytes = kRows * kStageK, kWBytes = kCols * kStageK, kScaleBytes = kRows * 4;
   static constexpr int kFixedBytes = kMathWarps * kStageSlab + 1024 /* alignment */ + 256 /* barriers */;
   static constexpr int kFit = (232448 - kFixedBytes) / (kXBytes + kWBytes + kScaleBytes);
@@ -54,7 +59,7 @@ struct Layout {
   static constexpr int kBarriers = kScales + kStages * kScaleBytes;  // full[kStages], empty[kStages]
   static constexpr int kBytes = kBarriers + 256 + 1024;
   static_assert(kBytes <= 232448 && kStages >= 3 && 16 * kStages <= 256);
-  static_assert(kXBytes % 2048 == 0 && kWBytes % 1024 == 0, "both halves of x and W start on 1024 bytes");
+  static_assert(kBoxBytes % 1024 == 0 && kWBytes % 1024 == 0, "boxes of x and W start on 1024 bytes");
 };
 
 /// What a cluster does next. `first_row` is a multiple of 8, also the offset into the scales of x (16 bytes aligned).
@@ -65,14 +70,16 @@ struct Work {
   __device__ int pair() const { return static_cast<int>(packed / 512); }
 };
 
-/// Tiles in bands of about 2048 rows, rows first: a wave of clusters covers a near square, whose operands fit L2.
+/// Tiles in bands of p.band row tiles, rows first: a wave of clusters covers a near square, whose operands fit L2.
+///
+/// Clusters drift apart where memory limits them (by whole tiles over a long list): what two tiles share is then read from HBM twice. So
+/// lists for many experts should have one tile for most experts, whose weights nobody else reads (grouped_tile_rows()).
 template <int kRows>
 __device__ inline Work locate(const Params& p, int index, int row_tiles) {
-  constexpr int kBand = 2048 / kRows;
-  const int band = index / (kBand * p.n_pairs);
-  const int in_band = index - band * kBand * p.n_pairs;
-  const int band_rows = min(kBand, row_tiles - band * kBand);
-  const int row_tile = band * kBand + in_band % band_rows;
+  const int band = index / (p.band * p.n_pairs);
+  const int in_band = index - band * p.band * p.n_pairs;
+  const int band_rows = min(p.band, row_tiles - band * p.band);
+  const int row_tile = band * p.band + in_band % band_rows;
   Work work;
   work.packed = in_band / band_rows * 512;
   if (p.list != nullptr) {
@@ -107,12 +114,15 @@ __device__ inline void load(const Params& p, uint8_t* base, int unit0, int step,
   auto* full = reinterpret_cast<uint64_t*>(base + L::kBarriers);
   auto* empty = full + L::kStages;
   const bool grouped = p.list != nullptr;
+  const auto count_boxes = [&](const Work& work) { return (work.rows() + L::kBoxRows - 1) / L::kBoxRows; };
   // Scales of rows past scale_stride do not exist; the count stays a multiple of 4 floats.
-  const auto scale_bytes = [&](const Work& work) { return static_cast<uint32_t>(min(kRows, p.scale_stride - work.first_row)) * 4; };
+  const auto scale_bytes = [&](const Work& work) {
+    return static_cast<uint32_t>(min(count_boxes(work) * L::kBoxRows, p.scale_stride - work.first_row)) * 4;
+  };
   const auto w_row = [&](const Work& work) { return work.expert * p.n + (2 * work.pair() + rank) * kCols; };
   const auto load_w = [&](const Work& work, int stage, int kb) {
-    barrier_expect(&full[stage], L::kXBytes + L::kWBytes + scale_bytes(work));
-    tma_load_2d(base + L::kW + stage * L::kWBytes, &p.w_map, &full[stage], kb * kStageK, w_row(work));
+    barrier_expect(&full[stage], count_boxes(work) * L::kBoxBytes + L::kWBytes + scale_bytes(work));
+    tma_load_2d(base + L::kW + stage * L::kWBytes, &p.w_map, &full[stage], kb * kStageK, w_row(work), p.w_hint);
   };
 
   // Dense: the first stages' weights are known and constant, so they go before the wait. Stages are fresh: nothing to wait for.
@@ -132,16 +142,19 @@ __device__ inline void load(const Params& p, uint8_t* base, int unit0, int step,
   Ring<L::kStages> ring;
   for (int unit = unit0; unit < units; unit += step) {
     const Work work = locate<kRows>(p, unit, row_tiles);
-    const int x_row = work.first_row + rank * (kRows / 2);
+    const int boxes = count_boxes(work);
     for (int kb = 0; kb < p.k_blocks; ++kb) {
       const int stage = ring.stage;
       if (early > 0) {
         --early;  // expectation and weights are under way
       } else {
-        barrier_wait(&empty[stage], ring.phase ^ 1);  // both blocks have read it: the half of x goes to both
+        barrier_wait(&empty[stage], ring.phase ^ 1);  // both blocks have read it: x goes to both
         load_w(work, stage, kb);
       }
-      tma_load_2d_multicast(base + L::kX + stage * L::kXBytes + rank * (L::kXBytes / 2), &p.x_map, &full[stage], kb * kStageK, x_row, 0b11);
+      for (int box = rank; box < boxes; box += 2) {
+        tma_load_2d_multicast(base + L::kX + stage * L::kXBytes + box * L::kBoxBytes, &p.x_map, &full[stage], kb * kStageK,
+                              work.first_row + box * L::kBoxRows, 0b11);
+      }
       bulk_load(base + L::kScales + stage * L::kScaleBytes, p.x_scales + static_cast<int64_t>(kb) * p.scale_stride + work.first_row,
                 scale_bytes(work), &full[stage]);
       ring.advance();
@@ -194,9 +207,9 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
   auto* full = reinterpret_cast<uint64_t*>(base + L::kBarriers);
   auto* empty = full + L::kStages;
   const int thread = static_cast<int>(threadIdx.x % 128), warp = thread / 32, lane = thread % 32;
-  constexpr int kGroupRow = kSplitCols ? 0 : kGroup * (kRows / 2);
+  constexpr int kGroupRow = kSplitCols ? 0 : kGroup * 64;
   constexpr int kGroupCol = kSplitCols ? kGroup * kN : 0;
-  const int fragment_row = kGroupRow + 16 * warp + lane / 4;  // and + 8, and + 64 per wave
+  const int fragment_row = kGroupRow + 16 * warp + lane / 4;  // and + 8, and + 128 per wave
   const uint64_t x_base = wgmma_descriptor_128(shared_address(base + L::kX) + kGroupRow * kStageK);
   const uint64_t w_base = wgmma_descriptor_128(shared_address(base + L::kW) + kGroupCol * kStageK);
   uint8_t* slab = base + L::kOut + (4 * kGroup + warp) * kStageSlab;
@@ -218,8 +231,8 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
     const auto* from = reinterpret_cast<const float*>(base + L::kScales + ring.stage * L::kScaleBytes) + fragment_row;
 #pragma unroll
     for (int wave = 0; wave < kWaves; ++wave) {
-      x_scale[wave][0] = from[64 * wave];
-      x_scale[wave][1] = from[64 * wave + 8];
+      x_scale[wave][0] = from[128 * wave];
+      x_scale[wave][1] = from[128 * wave + 8];
     }
   };
   const auto tile_column = [&](const Work& work) { return (2 * work.pair() + rank) * kCols; };
@@ -247,6 +260,8 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
     if (unit + step < units) next = locate<kRows>(p, unit + step, row_tiles);  // read early: nobody waits for the list later
     const int tile_col = tile_column(work);  // >= n in the empty half of the last pair: computed, not stored
     const bool middle_is_high = tile_col % 128 != 0;
+    // Of ours with rows: 0 to 2. The shuffle tells the compiler that whole warps branch on it.
+    const int waves = kWaves == 1 ? 1 : __shfl_sync(0xffffffff, (work.rows() - kGroupRow + 127) / 128, 0);
 
     float sum[kWaves][kN / 2];
 #pragma unroll
@@ -273,42 +288,53 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
         }
       }
       const uint64_t x_stage = x_next, w_stage = w_next;
+      const auto prepare_next = [&] {
+        if (kb % 32 == 8 && kb + 24 < p.k_blocks) load_w_chunk(work, kb + 24, w_chunk[1]);
+        ring.advance();
+        x_next = ring.stage == 0 ? x_base : x_next + (L::kXBytes >> 4);
+        w_next = ring.stage == 0 ? w_base : w_next + (L::kWBytes >> 4);
+        if (kb + 1 < p.k_blocks) {
+          if ((kb + 1) % 32 == 0) {
+            w_chunk[0][0] = w_chunk[1][0];
+            w_chunk[0][1] = w_chunk[1][1];
+          }
+          get_w_scale(kb + 1);
+          // Nobody waits in a circle: this stage is not yet released, but the next does not need that (kStages >= 3), and of two
+          // blocks the one behind always finds its next stage released by the one ahead.
+          if (kWaitAhead) await_stage();
+        }
+      };
+      const auto release_stage = [&] {
+        __syncwarp();  // all lanes have read their scales
+        if (lane < 2) barrier_arrive_cluster(cluster_address(&empty[stage], lane));  // in both blocks
+        __syncwarp();
+      };
 #pragma unroll
       for (int wave = 0; wave < kWaves; ++wave) {
         if (kTurns) named_barrier_sync(kTurnBarrier + kGroup, kMathThreads);
+        if (kWaves > 1 && wave >= waves) {  // no rows: turns and stages go on
+          if (kTurns) named_barrier_arrive(kTurnBarrier + 1 - kGroup, kMathThreads);
+          if (wave == 0) {
+            prepare_next();
+            release_stage();
+          }
+          continue;
+        }
+        const bool last = wave == kWaves - 1 || wave == waves - 1;  // the second: known at run time where kWaves > 1
 #pragma unroll
         for (int i = 0; i < kN / 2; ++i) wgmma_pin(product[i]);
         wgmma_fence();
 #pragma unroll
-        for (int step_k = 0; step_k < 4; ++step_k) {  // 32 of K each: 2 in units of 16 bytes; a wave of 64 rows: 512
-          wgmma_e4m3<kN>(product, x_stage + 512 * wave + 2 * step_k, w_stage + 2 * step_k, step_k > 0 ? 1 : 0);
+        for (int step_k = 0; step_k < 4; ++step_k) {  // 32 of K each: 2 in units of 16 bytes; a wave: 128 rows, 1024
+          wgmma_e4m3<kN>(product, x_stage + 1024 * wave + 2 * step_k, w_stage + 2 * step_k, step_k > 0 ? 1 : 0);
         }
         wgmma_commit();
         if (kTurns) named_barrier_arrive(kTurnBarrier + 1 - kGroup, kMathThreads);
-        if (wave == 0 && kb % 32 == 8 && kb + 24 < p.k_blocks) load_w_chunk(work, kb + 24, w_chunk[1]);
-        if (wave == kWaves - 1) {
-          ring.advance();
-          x_next = ring.stage == 0 ? x_base : x_next + (L::kXBytes >> 4);
-          w_next = ring.stage == 0 ? w_base : w_next + (L::kWBytes >> 4);
-          if (kb + 1 < p.k_blocks) {
-            if ((kb + 1) % 32 == 0) {
-              w_chunk[0][0] = w_chunk[1][0];
-              w_chunk[0][1] = w_chunk[1][1];
-            }
-            get_w_scale(kb + 1);
-            // Nobody waits in a circle: this stage is not yet released, but the next does not need that (kStages >= 3), and of two
-            // blocks the one behind always finds its next stage released by the one ahead.
-            if (kWaitAhead) await_stage();
-          }
-        }
+        if (last) prepare_next();
         wgmma_wait<0>();
 #pragma unroll
         for (int i = 0; i < kN / 2; ++i) wgmma_pin(product[i]);
-        if (wave == kWaves - 1) {
-          __syncwarp();  // all lanes have read their scales
-          if (lane < 2) barrier_arrive_cluster(cluster_address(&empty[stage], lane));  // in both blocks
-          __syncwarp();
-        }
+        if (last) release_stage();
 #pragma unroll
         for (int i = 0; i < kN / 8; ++i) {
           const int part = kParts == 1 ? 0 : i / 8;
@@ -323,7 +349,8 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
 
 #pragma unroll
     for (int wave = 0; wave < kWaves; ++wave) {
-      const int tile_row = kGroupRow + 64 * wave + 16 * warp;
+      if (kWaves > 1 && wave >= waves) continue;
+      const int tile_row = kGroupRow + 128 * wave + 16 * warp;
       store<kN>(p, slab, sum[wave], static_cast<int64_t>(work.first_row) + tile_row, work.rows() - tile_row, tile_col + kGroupCol);
     }
   }

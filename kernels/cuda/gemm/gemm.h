@@ -30,11 +30,11 @@ Status fp8_gemm(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const
                 Stream stream);
 
 /// For every tile t < *tiles.count: y[rows of t] = x[rows of t] W[t.expert]^T. Rows outside all tiles are left alone. x and
-/// y are in the permuted order; x has tiles' rows plus at least tile_rows - 1 rows that may be read and are ignored.
+/// y are in the permuted order; x has tiles' rows plus min(tile_rows, 128) - 1 rows that may be read and are ignored.
 Status fp8_grouped_gemm(const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles& tiles, const Bf16Matrix& y,
                         const GemmOptions& options, Stream stream);
 
-/// Rows per tile for `rows` tokens that choose top_k of `experts`: 8, 16, 32, 64 or 128. Pure.
+/// Rows per tile for `rows` tokens that choose top_k of `experts`: 8, 16, 32, 64, 128 or 256. Pure.
 int grouped_tile_rows(int64_t rows, int64_t top_k, int64_t experts);
 
 // ---- simple.cu: the readable rung: any shape, any count of rows, mma.sync on BF16 operands (FP8 is converted; exact),

@@ -179,10 +179,11 @@ bool use_fp8_down(int64_t rows, int64_t top_k, int64_t width) { return rows * to
 
 int grouped_tile_rows(int64_t rows, int64_t top_k, int64_t experts) {
   // Rows of an expert spread about their mean like counts of rare events: mean + two deviations (at least 3 rows) keeps
-  // most experts in one tile. The square root is avoided: t >= mean + 2 sqrt(mean) <=> (t - mean)^2 >= 4 mean.
+  // most experts in one tile, so that their weights are read once. Tiles of 256 leave out 64 rows at a time that nobody has, and
+  // are the fastest of full ones, too. The square root is avoided: t >= mean + 2 sqrt(mean) <=> (t - mean)^2 >= 4 mean.
   const double mean = experts > 0 ? static_cast<double>(rows * top_k) / static_cast<double>(experts) : 0;
   int tile = 8;
-  while (tile < 128 && (tile < mean || (tile - mean) * (tile - mean) < 4 * mean)) tile *= 2;
+  while (tile < 256 && (tile < mean || (tile - mean) * (tile - mean) < 4 * mean)) tile *= 2;
   return tile;
 }
 

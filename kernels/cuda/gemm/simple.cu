@@ -55,7 +55,7 @@ Status check_operands(const char* name, const Params& p, int64_t n, int64_t k, i
 
 Status check_tiles(const char* name, const ExpertTiles& tiles) {
   if (tiles.max_tiles < 0 || (tiles.max_tiles > 0 && (tiles.tiles == nullptr || tiles.count == nullptr))) return wrong(name, "no tiles");
-  if (tiles.tile_rows < 1 || tiles.tile_rows > 128) return wrong(name, "tile_rows = " + std::to_string(tiles.tile_rows));
+  if (tiles.tile_rows < 1 || tiles.tile_rows > 256) return wrong(name, "tile_rows = " + std::to_string(tiles.tile_rows));
   return {};
 }
 

@@ -13,12 +13,13 @@ namespace dsv3::cuda {
 /// How the two warpgroups of a block share the tensor core: in turns, with the wait for a stage between a product and the next turn
 /// (kLate) or during the product before (kAhead); or as it comes, without turns (kFree).
 enum class MainLoop { kLate, kAhead, kFree };
-inline constexpr MainLoop kDefaultLoop = MainLoop::kAhead;
+inline constexpr MainLoop kDefaultLoop = MainLoop::kFree;
 
 /// Outputs of one block: rows (tokens) x cols (features). A cluster of two blocks does rows x 2 cols.
 struct TileShape {
   int rows = 0, cols = 0;
   MainLoop loop = kDefaultLoop;
+  bool weights_once = false;  ///< L2 gives up weights first: x stays, but row tiles of one expert share less
   bool operator==(const TileShape&) const = default;
 };
 /// All tiles that are compiled, each with every main loop.
@@ -26,11 +27,11 @@ inline constexpr std::array<TileShape, 4> kTileShapes = {{{256, 128}, {128, 192}
 
 /// The tile with the least modelled time for y[m, n] over k on `sms` multiprocessors.
 TileShape choose_tiles(int64_t m, int64_t n, int64_t k, int sms);
-/// For lists of tiles of up to `tile_rows` rows (8 .. 128), whose number only the device knows.
+/// For lists of tiles of up to `tile_rows` rows (8 .. 256), whose number only the device knows.
 TileShape choose_grouped_tiles(int tile_rows, int64_t n);
 /// Cycles of the model behind choose_tiles().
 double modelled_cycles(TileShape tile, int64_t m, int64_t n, int64_t k, int sms);
-/// "256x128"; with another main loop than the default: "256x128 free"
+/// "256x128"; with another main loop than the default, or weights_once: "256x128 late once"
 std::string to_string(TileShape tile);
 
 Status fp8_gemm_tiles_with(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, Stream stream);
