@@ -67,7 +67,7 @@ class ShapeBench {
     const auto weights = static_cast<double>(shape_.hit * n_ * kK);
     Row row;
     row.kernel = splits == 0 ? kKernel : kVariants;
-    const int chosen = gate_up_splits(shape_.max_tiles, shape_.width, kK, sm_count());
+    const int chosen = gate_up_splits(kK);
     row.shape = std::string(shape_.name) + " " + std::to_string(n_) + "x7168 E=" + std::to_string(shape_.hit) + " m=" +
                 std::to_string(shape_.rows) +
                 (splits == 0 ? " (splits " + std::to_string(chosen) + ")" : " variant=splits" + std::to_string(splits));

@@ -25,7 +25,6 @@ constexpr Benchmark kBenchmarks[] = {
     {"absorb", bench_absorb},
     {"tiles_variants", bench_tiles_variants},
     {"gate_up", bench_gate_up},
-    {"down", bench_down},
     {"mla_decode", bench_mla_decode},
     {"mla_prefill", bench_mla_prefill},
     {"rows", bench_rows},

@@ -6,7 +6,6 @@
 
 #include "common/cuda_status.h"
 #include "cuda_ops.h"
-#include "gemm/fp8_down.h"
 #include "gemm/fp8_gate_up.h"
 #include "gemm/gemm_choice.h"
 #include "mla/absorb.h"
@@ -283,18 +282,13 @@ void CudaOps::experts(int64_t rows, const Tensor& x, const Tensor& x_fp8, const 
   if (mine.fp8) {
     const GemmOptions options{options_.deterministic};
     note(permute_rows(quantised_rows(x_fp8, rows), order, b.input, stream_));
-    if (!options_.deterministic && tile_rows <= kGateUpMaxRows && use_fused_gate_up(rows, top_k, mine.width)) {
-      const GateUpOptions fused{.ue8m0 = options_.ue8m0, .likely_tiles = std::min(rows * top_k, mine.count)};
-      note(fp8_gate_up(b.input, mine.fp8_gate_up, tiles, b.middle, fused, stream_));
+    if (!options_.deterministic && use_fused_gate_up(tile_rows, rows, top_k, mine.width)) {
+      note(fp8_gate_up(b.input, mine.fp8_gate_up, tiles, b.middle, {.ue8m0 = options_.ue8m0}, stream_));
     } else {
       note(fp8_grouped_gemm(b.input, mine.fp8_gate_up, tiles, b.gate_up, options, stream_));
       note(silu_mul_permuted(b.gate_up, order, b.middle, options_.ue8m0, stream_));
     }
-    if (!options_.deterministic && tile_rows <= 16 && use_fp8_down(rows, top_k, mine.width)) {
-      note(fp8_down(b.middle, mine.fp8_down, tiles, b.output, stream_));
-    } else {
-      note(fp8_grouped_gemm(b.middle, mine.fp8_down, tiles, b.output, options, stream_));
-    }
+    note(fp8_grouped_gemm(b.middle, mine.fp8_down, tiles, b.output, options, stream_));
   } else {
     note(permute_rows(bf16(x, rows), order, b.input_bf16, stream_));
     note(simple_bf16_grouped_gemm(b.input_bf16, mine.bf16_gate_up, tiles, b.gate_up, stream_));

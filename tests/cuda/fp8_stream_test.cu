@@ -96,12 +96,12 @@ TEST(GemmChoice, Experts) {
   EXPECT_EQ(choose(128, 32, 32, false), GemmKernel::kStream);
   EXPECT_EQ(choose(128, 64, 32, false), GemmKernel::kTiles);  // two tiles an expert: prompts
   EXPECT_EQ(choose(128, 64, 32, true), GemmKernel::kStream);
-  EXPECT_TRUE(use_fused_gate_up(8, 8, 256));
-  EXPECT_FALSE(use_fused_gate_up(8, 9, 256));
-  EXPECT_FALSE(use_fused_gate_up(1, 8, 192));
-  EXPECT_TRUE(use_fp8_down(1, 8, 2048));
-  EXPECT_FALSE(use_fp8_down(1, 8, 4096));
-  EXPECT_FALSE(use_fp8_down(128, 8, 2048));
+  EXPECT_EQ(choose(256, 27, 17, false), GemmKernel::kTiles);  // no other kernel takes lists of 256 rows
+  EXPECT_EQ(choose(256, 300, 257, false), GemmKernel::kTiles);
+  EXPECT_TRUE(use_fused_gate_up(8, 56, 9, 256));
+  EXPECT_FALSE(use_fused_gate_up(8, 57, 9, 256));
+  EXPECT_FALSE(use_fused_gate_up(16, 1, 9, 256));
+  EXPECT_FALSE(use_fused_gate_up(8, 1, 8, 192));
 }
 
 /// All counts of rows against float64, and bit by bit against the product of 128 rows. y's rows have eight columns more.

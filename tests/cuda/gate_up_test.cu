@@ -6,29 +6,18 @@
 #include "fp8_case.cuh"
 #include "kernels/cuda/common/launch.cuh"
 #include "kernels/cuda/common/ptx.cuh"
-#include "kernels/cuda/gemm/fp8_down.h"
 #include "kernels/cuda/gemm/fp8_gate_up.h"
 #include "kernels/cuda/gemm/gemm.h"
 
 namespace dsv3::cuda::testing {
 namespace {
 
-TEST(GateUpChoice, ShapesOfTheModel) {
-  struct Case {
-    int64_t tiles, width, k;
-    int splits;
-  };
-  // 8 and 9 tiles at TP 8 and whole; 32 and 256 tiles; dense MLP and shared expert, TP 8 and whole.
-  const Case cases[] = {{8, 256, 7168, 8},   {9, 256, 7168, 8},   {8, 2048, 7168, 1}, {9, 2048, 7168, 1}, {32, 256, 7168, 2},
-                        {1, 256, 7168, 8},   {1, 2304, 7168, 8},  {1, 2048, 7168, 8}, {8, 256, 256, 1},   {1, 128, 128, 1}};
-  for (const Case& c : cases) {
-    EXPECT_EQ(gate_up_splits(c.tiles, c.width, c.k, 132), c.splits) << c.tiles << " tiles, width " << c.width << ", k " << c.k;
-  }
-  for (const int64_t tiles : {1, 5, 64, 163, 256, 4096}) {
-    const int splits = gate_up_splits(tiles, 2048, 7168, 132);
-    EXPECT_TRUE(splits == 1 || splits == 2 || splits == 4 || splits == 8) << tiles;
-  }
-  EXPECT_NEAR(predict_gate_up_us(8, 256, 7168, 132, 8), 10.7, 0.1);  // 29.4 MB at 3.1 TB/s, and 1.2
+TEST(GateUpChoice, FourSplitsWhereThereIsWork) {
+  EXPECT_EQ(gate_up_splits(7168), 4);
+  EXPECT_EQ(gate_up_splits(12 * 128), 4);
+  EXPECT_EQ(gate_up_splits(11 * 128), 2);
+  EXPECT_EQ(gate_up_splits(5 * 128), 1);
+  EXPECT_EQ(gate_up_splits(128), 1);
 }
 
 /// Rows of experts in the permuted order, cut into tiles; experts begin on multiples of 8.
@@ -125,8 +114,7 @@ void check_grouped(int64_t width, int64_t k, const std::vector<int>& rows_of_exp
       EXPECT_EQ(cudaMemcpy(list.get(), plan.tiles.data(), plan.tiles.size() * sizeof(ExpertTile), cudaMemcpyHostToDevice), cudaSuccess);
       const Guarded<int32_t> count(std::vector<int32_t>{static_cast<int32_t>(plan.tiles.size())});
       const Out out(rows, width), again(rows, width);
-      // 0: the choice of deterministic mode, which must not see the list.
-      const GateUpOptions options{.ue8m0 = ue8m0, .deterministic = splits == 0, .splits = splits};
+      const GateUpOptions options{.ue8m0 = ue8m0, .splits = splits};
       ASSERT_OK(fp8_gate_up(x.rows, w.weight, {list.get(), count.get(), max_tiles, tile_rows}, out.rows, options, nullptr));
       ASSERT_OK(fp8_gate_up(x.rows, w.weight, {list.get(), count.get(), max_tiles, tile_rows}, again.rows, options, nullptr));
       expect_synced();
@@ -276,46 +264,6 @@ TEST(GateUp, FiftyLaunchesBackToBack) {
     first.emplace_back(out_b);
   }
   EXPECT_TRUE(first[0] == first[2] && first[1] == first[3]);
-}
-
-// ---- down ----------------------------------------------------------------------------------------------------------------
-
-/// The same bits as fp8_grouped_gemm_stream(), whose own tests compare it with float64; y's rows have eight columns more.
-void check_down(int64_t n, int64_t k, const std::vector<int>& rows_of_expert) {
-  const RandomWeight w(n, k, 5, static_cast<int64_t>(rows_of_expert.size()));
-  const int64_t stride = n + 8;
-  for (const int tile_rows : {8, 16}) {
-    SCOPED_TRACE("n " + std::to_string(n) + ", k " + std::to_string(k) + ", tile_rows " + std::to_string(tile_rows));
-    const Plan plan(rows_of_expert, tile_rows);
-    const int64_t rows = static_cast<int64_t>(plan.expert_of_row.size());
-    const RandomRows x(rows, k, 6, tile_rows - 1);
-    const int max_tiles = static_cast<int>(plan.tiles.size()) + 5;
-    Guarded<ExpertTile> list(max_tiles);
-    EXPECT_EQ(cudaMemcpy(list.get(), plan.tiles.data(), plan.tiles.size() * sizeof(ExpertTile), cudaMemcpyHostToDevice), cudaSuccess);
-    const Guarded<int32_t> count(std::vector<int32_t>{static_cast<int32_t>(plan.tiles.size())});
-    const ExpertTiles tiles{list.get(), count.get(), max_tiles, tile_rows};
-    const Guarded<Bf16> y(rows * stride), again(rows * stride), want(rows * stride);
-    ASSERT_OK(fp8_grouped_gemm_stream(x.rows, w.weight, tiles, {want.get(), rows, n, stride}, nullptr));
-    ASSERT_OK(fp8_down(x.rows, w.weight, tiles, {y.get(), rows, n, stride}, nullptr));
-    ASSERT_OK(fp8_down(x.rows, w.weight, tiles, {again.get(), rows, n, stride}, nullptr));
-    expect_synced();
-    EXPECT_TRUE(y.guards_intact());
-    // Poison included: neither writes rows in no tile, or past column n.
-    EXPECT_TRUE(same_bits(y.download(), want.download(), y.size()));
-    EXPECT_TRUE(same_bits(y.download(), again.download(), y.size()));
-  }
-}
-
-TEST(Down, SameBitsAsTheGroupedProduct) {
-  DSV3_NEEDS_GPU();
-  const std::vector<int> rows = {5, 0, 23, 8, 0, 1, 35};
-  for (const auto& [n, k] : {std::pair{96, 128}, {256, 256}, {200, 1536}, {136, 384}}) check_down(n, k, rows);
-}
-
-TEST(Down, LargeShapes) {
-  DSV3_NEEDS_GPU();
-  const std::vector<int> rows = {1, 0, 17, 1, 9, 1, 0, 3, 1, 1};
-  for (const int64_t k : {128, 256, 2048, 7168}) check_down(7168, k, rows);
 }
 
 }  // namespace

@@ -116,10 +116,6 @@ __device__ inline void bulk_load(void* to, const void* from, uint32_t bytes, uin
                "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(hint)
                : "memory");
 }
-/// Asks for `bytes` (a multiple of 16, on 16 bytes) to be brought into L2. Only a hint; nothing waits for it.
-__device__ inline void prefetch_l2(const void* from, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
-}
 __device__ inline void tma_store_2d(const CUtensorMap* map, const void* from, int x, int y) {
   asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map), "r"(shared_address(from)),
                "r"(x), "r"(y)

@@ -305,12 +305,7 @@ Status gate_up(const char* name, const Fp8Rows& x, const Fp8Weight& w, const Exp
   if (tokens != 8 && tokens != 16 && tokens != 32) return fault("tile_rows is none of 8, 16, 32");
 
   const int64_t max_tiles = tiles != nullptr ? tiles->max_tiles : 1;
-  int splits = options.splits;
-  if (splits == 0) {
-    // Deterministic: as if eight experts were hit, by the SMs of an H100, whatever the list and the GPU.
-    const int64_t likely = options.likely_tiles > 0 ? std::min(options.likely_tiles, max_tiles) : max_tiles;
-    splits = options.deterministic ? gate_up_splits(8, width, w.k, 132) : gate_up_splits(likely, width, w.k, sm_count());
-  }
+  const int splits = options.splits != 0 ? options.splits : gate_up_splits(w.k);
   if (splits < 1 || splits > kGateUpMaxSplits || (splits & (splits - 1)) != 0 || splits > w.k / 128) return fault("splits do not fit");
   if (max_tiles * (width / 128) * splits > INT32_MAX) return fault("too many tiles");
 

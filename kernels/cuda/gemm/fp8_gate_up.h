@@ -15,9 +15,6 @@ inline constexpr int kGateUpMaxSplits = 16;  ///< that can be asked for; above 8
 
 struct GateUpOptions {
   bool ue8m0 = false;
-  /// Splits of K depend on width and k alone, so that a row's bits depend on the row and its expert only.
-  bool deterministic = false;
-  int64_t likely_tiles = 0;  ///< tiles that a step likely has, if far fewer than the list can hold (expert parallelism); 0: all
   int splits = 0;            ///< 1, 2, 4, 8 or 16 blocks share the K of an item, each at least 128 of it; 0: gate_up_splits() chooses
 };
 
@@ -30,9 +27,8 @@ Status fp8_gate_up(const Fp8Rows& x, const Fp8Weight& gate_up, const ExpertTiles
 /// The same of all rows (at most kGateUpMaxRows) with one weight, whose first stages are requested before the dependency wait.
 Status fp8_gate_up_dense(const Fp8Rows& x, const Fp8Weight& gate_up, const Fp8Rows& out, const GateUpOptions& options, Stream stream);
 
-/// Blocks that share the K of an item (a tile and 128 columns): 1, 2, 4 or 8. Pure.
-int gate_up_splits(int64_t tiles, int64_t width, int64_t k, int sms);
-/// Microseconds with so many splits: waves of two blocks an SM at the speed of HBM, or of a block where there are few.
-double predict_gate_up_us(int64_t tiles, int64_t width, int64_t k, int sms, int splits);
+/// Blocks that share the K of an item (a tile and 128 columns): 1, 2 or 4, by k alone, so that a row's bits depend on the row and its
+/// expert only. Pure.
+int gate_up_splits(int64_t k);
 
 }  // namespace dsv3::cuda

@@ -38,7 +38,7 @@ Status fp8_grouped_gemm(const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles&
                         const GemmOptions& options, Stream stream) {
   if (choose_grouped_gemm(tiles, w, options.deterministic) == GemmKernel::kStream) return fp8_grouped_gemm_stream(x, w, tiles, y, stream);
   // About a tile for each expert: of wider ones there would be too few.
-  if (few_rows_each(tiles, w.count)) return fp8_grouped_gemm_tiles_with({128, 128}, x, w, tiles, y, stream);
+  if (tiles.tile_rows == 128 && few_rows_each(tiles, w.count)) return fp8_grouped_gemm_tiles_with({128, 128}, x, w, tiles, y, stream);
   return fp8_grouped_gemm_tiles(x, w, tiles, y, stream);
 }
 

@@ -65,7 +65,7 @@ Status fp8_grouped_gemm_tiles(const Fp8Rows& x, const Fp8Weight& w, const Expert
 /// x.rows <= 128.
 Status fp8_gemm_stream(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const GemmOptions& options,
                        const GemmWorkspace& ws, Stream stream);
-/// tiles.tile_rows <= 64.
+/// tiles.tile_rows <= 128.
 Status fp8_grouped_gemm_stream(const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles& tiles, const Bf16Matrix& y, Stream stream);
 
 }  // namespace dsv3::cuda

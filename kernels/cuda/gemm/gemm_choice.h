@@ -48,11 +48,10 @@ GemmKernel choose_grouped_gemm(const ExpertTiles& tiles, const Fp8Weight& w, boo
 /// Whether a list can hold fewer than two tiles for each of so many experts: on average less than a tile of rows.
 bool few_rows_each(const ExpertTiles& tiles, int64_t experts);
 
-/// Routed rows (rows * top_k) up to which experts' gate and up products take fp8_gate_up() (fp8_gate_up.h), the down product
-/// fp8_down() (fp8_down.h): steps that hit few experts. Width: the experts' intermediate columns.
-inline constexpr int64_t kFusedGateUpRows = 64, kFp8DownRows = 64, kFp8DownWidth = 2048;
-bool use_fused_gate_up(int64_t rows, int64_t top_k, int64_t width);
-bool use_fp8_down(int64_t rows, int64_t top_k, int64_t width);
+/// Routed rows (rows * top_k) up to which experts' gate and up products take fp8_gate_up() (fp8_gate_up.h). Width: the experts'
+/// intermediate columns.
+inline constexpr int64_t kFusedGateUpRows = 512;
+bool use_fused_gate_up(int tile_rows, int64_t rows, int64_t top_k, int64_t width);
 
 /// Smallest of 8, 16, 32, 64, 128 that holds m <= 128 rows.
 int stream_tokens(int64_t m);
