@@ -82,28 +82,7 @@ INSTANTIATE_TEST_SUITE_P(Setups, Generate,
                                            EngineSetup{.drafts = 1, .lookahead = 1},
                                            EngineSetup{.drafts = 1, .chunk = 256, .num_blocks = 24}));
 
-std::vector<std::vector<int32_t>> sampled(const EngineSetup& setup, bool crowd) {
-  const auto engine = make_engine(setup);
-  std::vector<std::shared_ptr<Collector>> others, sinks;
-  if (crowd) {
-    for (size_t i = 0; i < 20; ++i) others.push_back(submit(*engine, greedy_request(i)));
-  }
-  for (size_t i : {0u, 8u, 19u, 20u}) {
-    GenerationRequest request = greedy_request(i);
-    request.sampling = {.temperature = 1.2f, .top_p = 0.95f, .repetition_penalty = 1.1f, .presence_penalty = 0.3f};
-    request.seed = 1000 + i;
-    request.n = 3;
-    request.max_new_tokens = 40;
-    sinks.push_back(submit(*engine, std::move(request)));
-  }
-  std::vector<std::vector<int32_t>> ids;
-  for (auto& sink : sinks) {
-    sink->wait();
-    for (auto& choice : sink->tokens) ids.push_back(choice);
-  }
-  for (auto& other : others) other->wait();
-  return ids;
-}
+std::vector<std::vector<int32_t>> sampled(const EngineSetup& setup, bool crowd) { return testing::sampled(*make_engine(setup), crowd); }
 
 TEST(Sampled, SameSeedSameIdsWhateverElseRuns) {
   const auto want = sampled({.max_running = 1}, false);

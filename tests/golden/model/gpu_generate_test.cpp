@@ -109,29 +109,9 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{{.drafts = 1, .cache_tokens = 24 * 64, .prefill_tokens = 256, .graphs = kGraphs}},
                       Case{{.w8a8 = true, .deterministic = true, .drafts = 1, .graphs = kGraphs}}));
 
-/// Sampled ids of a few prompts, alone or among others.
 std::vector<std::vector<int32_t>> sampled(const GpuSetup& setup, bool crowd) {
   const auto engine = make_gpu_engine(setup, 1);
-  if (engine == nullptr) return {};
-  std::vector<std::shared_ptr<Collector>> others, sinks;
-  if (crowd) {
-    for (size_t i = 0; i < 20; ++i) others.push_back(submit(*engine, greedy_request(i)));
-  }
-  for (size_t i : {0u, 8u, 19u, 20u}) {
-    GenerationRequest request = greedy_request(i);
-    request.sampling = {.temperature = 1.2f, .top_p = 0.95f, .repetition_penalty = 1.1f, .presence_penalty = 0.3f};
-    request.seed = 1000 + i;
-    request.n = 3;
-    request.max_new_tokens = 40;
-    sinks.push_back(submit(*engine, std::move(request)));
-  }
-  std::vector<std::vector<int32_t>> ids;
-  for (auto& sink : sinks) {
-    sink->wait();
-    for (auto& choice : sink->tokens) ids.push_back(choice);
-  }
-  for (auto& other : others) other->wait();
-  return ids;
+  return engine != nullptr ? testing::sampled(*engine, crowd) : std::vector<std::vector<int32_t>>();
 }
 
 TEST(GpuDeterministic, SameSeedSameIdsWhateverElseRuns) {
