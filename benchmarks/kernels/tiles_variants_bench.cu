@@ -1,4 +1,4 @@
-// Every tile and main loop of the tensor-core FP8 products at prefill sizes: what tiles_choice.cpp should choose. Runs only when asked
+// Every tile of the tensor-core FP8 products at prefill sizes: what tiles_choice.cpp should choose. Runs only when asked
 // for by name (--filter tiles_variants); baseline of dense products: cuBLASLt with block scales.
 #include <algorithm>
 #include <cstdio>
@@ -72,10 +72,8 @@ class ProductBench {
     if (!grouped) {
       for (const TileShape& each : kTileShapes) {
         if (each.rows < 128) continue;
-        for (const MainLoop loop : {MainLoop::kAhead, MainLoop::kFree}) {
-          add(row, {each.rows, each.cols, loop}, "", launches,
-              [&](TileShape tile, int i, Stream stream) { return fp8_gemm_tiles_with(tile, rows(m), weight(i), y(m), stream); }, report);
-        }
+        add(row, each, "", launches,
+            [&](TileShape tile, int i, Stream stream) { return fp8_gemm_tiles_with(tile, rows(m), weight(i), y(m), stream); }, report);
       }
       return;
     }
@@ -125,11 +123,7 @@ class ProductBench {
       };
       const std::string name = ",list " + std::to_string(tile_rows);
       for (const TileShape& each : kTileShapes) {
-        if (each.rows != tile_rows) continue;
-        add(row, {each.rows, each.cols, MainLoop::kFree}, name, launches, enqueue, report);
-        if (tile_rows < 256) continue;
-        add(row, {each.rows, each.cols, MainLoop::kFree, true}, name, launches, enqueue, report);
-        add(row, {each.rows, each.cols, MainLoop::kAhead}, name, launches, enqueue, report);
+        if (each.rows == tile_rows) add(row, each, name, launches, enqueue, report);
       }
     }
   }
@@ -137,8 +131,7 @@ class ProductBench {
   void add(Row row, TileShape tile, const std::string& suffix, int launches, const Enqueue& enqueue, Report& report) const {
     const Result<Timing> ours =
         time_chain(launches, kReplays, [&](int i, Stream stream) { return enqueue(tile, i, stream); }, kSettleMs);
-    row.shape += " variant=" + std::to_string(tile.rows) + "x" + std::to_string(tile.cols) +
-                 (tile.loop == MainLoop::kFree ? ",free" : ",ahead") + (tile.weights_once ? ",once" : "") + suffix;
+    row.shape += " variant=" + to_string(tile) + suffix;
     if (!ours.ok()) {
       std::fprintf(stderr, "kernel_bench: %s %s: %s\n", kKernel, row.shape.c_str(), ours.status().message().c_str());
       return;

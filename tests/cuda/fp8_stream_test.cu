@@ -56,7 +56,8 @@ TEST(GemmChoice, ShapesOfTheModel) {
 }
 
 TEST(GemmChoice, RowsOfATile) {
-  for (const auto& [rows, want] : {std::pair{1, 8}, {32, 8}, {128, 8}, {256, 16}, {512, 32}, {1024, 64}, {3072, 128}, {4096, 256}, {100000, 256}}) {
+  for (const auto& [rows, want] : {std::pair{1, 8}, {32, 8}, {128, 8}, {256, 16}, {512, 32}, {1024, 64}, {3072, 128}, {4096, 256},
+                                   {6400, 256}, {6432, 128}, {8192, 128}, {32768, 128}, {65536, 256}, {100000, 256}}) {
     EXPECT_EQ(grouped_tile_rows(rows, 8, 256), want) << rows << " rows";
   }
   for (const auto& [m, want] : {std::pair{1, 8}, {8, 8}, {9, 16}, {33, 64}, {65, 128}, {128, 128}}) EXPECT_EQ(stream_tokens(m), want) << m;

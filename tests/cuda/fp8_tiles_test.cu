@@ -119,20 +119,6 @@ void expect_close(const Operands& o, const std::vector<bool>& written, const std
   EXPECT_LT(error.worst_row, kRowTolerance) << what << ", row " << error.worst << " of those written";
 }
 
-/// Every tile with every main loop, and with either hint for weights.
-std::vector<TileShape> all_tiles() {
-  std::vector<TileShape> all;
-  for (const MainLoop loop : {MainLoop::kLate, MainLoop::kAhead, MainLoop::kFree}) {
-    for (TileShape tile : kTileShapes) {
-      tile.loop = loop;
-      all.push_back(tile);
-      tile.weights_once = true;
-      if (loop == kDefaultLoop) all.push_back(tile);
-    }
-  }
-  return all;
-}
-
 std::string name(const Operands& o, TileShape tile) {
   return "m " + std::to_string(o.m) + " n " + std::to_string(o.n) + " k " + std::to_string(o.k) + " tile " + to_string(tile);
 }
@@ -146,7 +132,7 @@ void check_dense(int64_t m, int64_t n, int64_t k) {
   Operands o(m, n, k, static_cast<uint32_t>(m * 31 + n * 7 + k));
   o.compute_want(0, 0, static_cast<int>(m));
   std::vector<Bf16> first;
-  for (const TileShape tile : all_tiles()) {
+  for (const TileShape tile : kTileShapes) {
     o.y_data.poison();
     ASSERT_OK(fp8_gemm_tiles_with(tile, o.x(), o.w(), o.y(), nullptr));
     expect_synced();
@@ -157,7 +143,7 @@ void check_dense(int64_t m, int64_t n, int64_t k) {
     expect_synced();
     EXPECT_TRUE(same_bits(bits, o.y_data.download(), bits.size())) << name(o, tile) << ": not repeatable";
     if (first.empty()) first = bits;
-    EXPECT_TRUE(same_bits(first, bits, bits.size())) << name(o, tile) << ": other bits than " << to_string(all_tiles()[0]);
+    EXPECT_TRUE(same_bits(first, bits, bits.size())) << name(o, tile) << ": other bits than " << to_string(kTileShapes[0]);
   }
 }
 
@@ -262,7 +248,7 @@ void check_grouped(const std::vector<int>& counts, int tile_rows, int64_t n, int
   const Guarded<int32_t> count(std::vector<int32_t>{used});
   const ExpertTiles tiles{device_list.get(), count.get(), static_cast<int32_t>(list.size()), tile_rows};
   std::vector<Bf16> first;
-  for (const TileShape tile : all_tiles()) {
+  for (const TileShape tile : kTileShapes) {
     if (tile.rows < tile_rows) continue;
     const std::string what = "grouped, tile_rows " + std::to_string(tile_rows) + ", tiles " + std::to_string(used) + ", " + name(o, tile);
     o.y_data.poison();

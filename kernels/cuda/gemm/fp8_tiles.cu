@@ -38,9 +38,9 @@ int band_tiles(int rows, const Fp8Weight& w, const ExpertTiles* tiles) {
   return (tiles != nullptr && tiles->max_tiles < 3 * w.count ? 1024 : 2048) / rows;
 }
 
-template <int kRows, int kCols, MainLoop kLoop>
-Status launch_tiles(bool weights_once, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles, Stream stream) {
-  using L = tiles::Layout<kRows, kCols>;
+template <int kRows, int kCols, bool kSkipWaves = false>
+Status launch_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles, Stream stream) {
+  using L = tiles::Layout<kRows, kCols, kSkipWaves>;
   tiles::Params p{};
   TensorMap2d map;
   map.cols = static_cast<uint64_t>(w.k);
@@ -65,7 +65,6 @@ Status launch_tiles(bool weights_once, const Fp8Rows& x, const Fp8Weight& w, con
   p.n_pairs = static_cast<int>((w.n + 2 * kCols - 1) / (2 * kCols));
   p.scale_stride = static_cast<int>(x.scale_stride);
   p.band = band_tiles(kRows, w, tiles);
-  p.w_hint = weights_once ? kEvictFirst : kEvictNormal;
   int64_t row_tiles = (x.rows + kRows - 1) / kRows;
   if (tiles != nullptr) {
     p.list = tiles->tiles;
@@ -79,26 +78,17 @@ Status launch_tiles(bool weights_once, const Fp8Rows& x, const Fp8Weight& w, con
   shape.block = dim3(tiles::kThreads);
   shape.shared_bytes = L::kBytes;
   shape.cluster = 2;
-  DSV3_TRY(allow_shared_bytes("fp8_tiles", tiles::fp8_tiles_kernel<kRows, kCols, kLoop>, shape.shared_bytes));
-  return launch("fp8_tiles", tiles::fp8_tiles_kernel<kRows, kCols, kLoop>, shape, stream, p);
-}
-
-template <int kRows, int kCols>
-Status launch_loop(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles, Stream stream) {
-  const bool once = tile.weights_once;
-  switch (tile.loop) {
-    case MainLoop::kLate: return launch_tiles<kRows, kCols, MainLoop::kLate>(once, x, w, y, tiles, stream);
-    case MainLoop::kAhead: return launch_tiles<kRows, kCols, MainLoop::kAhead>(once, x, w, y, tiles, stream);
-    case MainLoop::kFree: return launch_tiles<kRows, kCols, MainLoop::kFree>(once, x, w, y, tiles, stream);
-  }
-  return refuse("no such main loop");
+  DSV3_TRY(allow_shared_bytes("fp8_tiles", tiles::fp8_tiles_kernel<kRows, kCols, kSkipWaves>, shape.shared_bytes));
+  return launch("fp8_tiles", tiles::fp8_tiles_kernel<kRows, kCols, kSkipWaves>, shape, stream, p);
 }
 
 Status launch_tile(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles, Stream stream) {
-  if (tile.rows == 256 && tile.cols == 128) return launch_loop<256, 128>(tile, x, w, y, tiles, stream);
-  if (tile.rows == 128 && tile.cols == 192) return launch_loop<128, 192>(tile, x, w, y, tiles, stream);
-  if (tile.rows == 128 && tile.cols == 128) return launch_loop<128, 128>(tile, x, w, y, tiles, stream);
-  if (tile.rows == 64 && tile.cols == 128) return launch_loop<64, 128>(tile, x, w, y, tiles, stream);
+  if (tile.rows == 256 && tile.cols == 128) {
+    return tiles == nullptr ? launch_tiles<256, 128>(x, w, y, nullptr, stream) : launch_tiles<256, 128, true>(x, w, y, tiles, stream);
+  }
+  if (tile.rows == 128 && tile.cols == 192) return launch_tiles<128, 192>(x, w, y, tiles, stream);
+  if (tile.rows == 128 && tile.cols == 128) return launch_tiles<128, 128>(x, w, y, tiles, stream);
+  if (tile.rows == 64 && tile.cols == 128) return launch_tiles<64, 128>(x, w, y, tiles, stream);
   return refuse("no tile " + to_string(tile));
 }
 

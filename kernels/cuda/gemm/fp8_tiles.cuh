@@ -1,14 +1,17 @@
 // The kernel of fp8_tiles.cu: y = x W^T in block-scaled e4m3 by wgmma, persistent, in clusters of two blocks.
 //
 // A cluster takes a tile of kRows rows x 2 kCols columns: block `rank` computes columns rank * kCols and on. Both need the same
-// rows of x: each loads every second box of them (64 rows, or 32) and multicasts it to both; W and the scales of x each block
-// loads for itself. Boxes without any row of the tile are not loaded.
+// rows of x: each loads every second box of them and multicasts it to both; W and the scales of x each block loads for itself.
+// Boxes without any row of the tile are not loaded.
 // Warpgroups 0 and 1 do the arithmetic, one thread of warpgroup 2 the loads. Stage = 128 of K = one scale block.
 //
-// Tile of 64 rows: warpgroup w takes columns w * kCols / 2 and on. Otherwise it takes rows 64 w and on and, of 256, rows
-// 128 + 64 w and on: waves of 64 that share one accumulator. Of a tile of 256 rows only waves with rows are multiplied: an expert with
-// 140 rows costs three waves, not four, and its weights are read once. One warpgroup promotes while the other's instructions run
-// (kernels.md finding 5): in strict turns (named barriers), or as it comes.
+// Tile of 64 rows: warpgroup w takes columns w * kCols / 2 and on. Otherwise it takes kRows / 2 rows from w * kRows / 2, in waves of 64
+// that share one accumulator. One warpgroup promotes while the other's instructions run (kernels.md finding 5). They share the
+// tensor core as it comes: with strict turns (named barriers) nearly every shape was measured slower, by 1 or 2%.
+//
+// kSkipWaves (lists of 256 rows): warpgroup w takes rows 64 w and on and rows 128 + 64 w and on, boxes of x have 64 rows, and only
+// waves with rows are multiplied: an expert with 140 rows costs three waves, not four, and its weights are read once. For dense
+// products that is 6 to 9% slower, so that they have a kernel without these branches.
 //
 // Every output is one float32 chain, ascending in K: sum = fma(scale_x * scale_w, product of 128, sum). It is the same in every
 // tile shape and at every place in a tile, so the bits of a row depend neither on the tile nor on the other rows.
@@ -38,18 +41,17 @@ struct Params {
   int n_pairs = 0;                   ///< ceil(n / (2 kCols))
   int scale_stride = 0;
   int band = 0;                      ///< row tiles that are done for all columns before the next
-  uint64_t w_hint = kEvictNormal;    ///< what L2 should do with weights
 };
 
 inline constexpr int kMathThreads = 256, kThreads = 384;
 inline constexpr int kStageK = 128;  // = kQuantGroup; bytes of a row of a stage: the span of the swizzle
 inline constexpr int kMathWarps = kMathThreads / 32;
 inline constexpr int kStageSlab = 16 * 128;  // bytes of a warp's output staging: 16 rows x 64 BF16
-inline constexpr int kTurnBarrier = 1;       // named barriers 1 and 2: the turn of warpgroup 0, 1
 
-template <int kRows, int kCols>
+template <int kRows, int kCols, bool kSkipWaves>
 struct Layout {
-  static constexpr int kBoxRows = kRows == 64 ? 32 : 64, kBoxBytes = kBoxRows * kStageK;  // of x
+  static_assert(!kSkipWaves || kRows == 256);
+  static constexpr int kBoxRows = kSkipWaves ? 64 : kRows / 2, kBoxBytes = kBoxRows * kStageK;  // of x
   static constexpr int kXBytes = kRows * kStageK, kWBytes = kCols * kStageK, kScaleBytes = kRows * 4;
   static constexpr int kFixedBytes = kMathWarps * kStageSlab + 1024 /* alignment */ + 256 /* barriers */;
   static constexpr int kFit = (232448 - kFixedBytes) / (kXBytes + kWBytes + kScaleBytes);
@@ -108,9 +110,9 @@ struct Ring {
 };
 
 /// The loading thread. `unit0`, `step`: this cluster's first tile and the count of clusters.
-template <int kRows, int kCols>
+template <int kRows, int kCols, bool kSkipWaves>
 __device__ inline void load(const Params& p, uint8_t* base, int unit0, int step, int rank) {
-  using L = Layout<kRows, kCols>;
+  using L = Layout<kRows, kCols, kSkipWaves>;
   auto* full = reinterpret_cast<uint64_t*>(base + L::kBarriers);
   auto* empty = full + L::kStages;
   const bool grouped = p.list != nullptr;
@@ -122,7 +124,7 @@ __device__ inline void load(const Params& p, uint8_t* base, int unit0, int step,
   const auto w_row = [&](const Work& work) { return work.expert * p.n + (2 * work.pair() + rank) * kCols; };
   const auto load_w = [&](const Work& work, int stage, int kb) {
     barrier_expect(&full[stage], count_boxes(work) * L::kBoxBytes + L::kWBytes + scale_bytes(work));
-    tma_load_2d(base + L::kW + stage * L::kWBytes, &p.w_map, &full[stage], kb * kStageK, w_row(work), p.w_hint);
+    tma_load_2d(base + L::kW + stage * L::kWBytes, &p.w_map, &full[stage], kb * kStageK, w_row(work));
   };
 
   // Dense: the first stages' weights are known and constant, so they go before the wait. Stages are fresh: nothing to wait for.
@@ -151,7 +153,10 @@ __device__ inline void load(const Params& p, uint8_t* base, int unit0, int step,
         barrier_wait(&empty[stage], ring.phase ^ 1);  // both blocks have read it: x goes to both
         load_w(work, stage, kb);
       }
-      for (int box = rank; box < boxes; box += 2) {
+#pragma unroll
+      for (int i = 0; i < kRows / L::kBoxRows; i += 2) {
+        const int box = i + rank;
+        if (box >= boxes) break;
         tma_load_2d_multicast(base + L::kX + stage * L::kXBytes + box * L::kBoxBytes, &p.x_map, &full[stage], kb * kStageK,
                               work.first_row + box * L::kBoxRows, 0b11);
       }
@@ -193,23 +198,24 @@ __device__ inline void store(const Params& p, uint8_t* slab, const float (&sum)[
 
 /// A math warpgroup (128 threads). kGroup, 0 or 1, is a constant so that descriptors and barriers stay in uniform registers.
 ///
-/// From the end of its product to its next turn a warpgroup has only the time of the other's product (256 cycles for 64 x 128), so
-/// all that a turn needs is made ready while its own product before still runs: the wait for the next stage and its
-/// scales of x there (kAhead, kFree), descriptors, the scale of W. kLate waits for the stage between its product and its turn.
-template <int kRows, int kCols, MainLoop kLoop, int kGroup>
+/// From the end of its product to its next a warpgroup has only the time of the other's product (256 cycles for 64 x 128), so all that
+/// a product needs is made ready while the one before still runs: the wait for the next stage and its scales of x there,
+/// descriptors, the scale of W.
+template <int kRows, int kCols, bool kSkipWaves, int kGroup>
 __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int step, int rank) {
-  using L = Layout<kRows, kCols>;
+  using L = Layout<kRows, kCols, kSkipWaves>;
   constexpr bool kSplitCols = kRows == 64;
   constexpr int kN = kSplitCols ? kCols / 2 : kCols;
   constexpr int kWaves = kSplitCols ? 1 : kRows / 128;
+  constexpr int kWaveRows = kSkipWaves ? 128 : 64;  // from a wave's first row to the next one's
   constexpr int kParts = kCols % 128 == 0 ? 1 : 3;  // scales of W by 64 columns: a tile of 192 touches two scale blocks
   static_assert(kParts == 1 || kCols == 192);
   auto* full = reinterpret_cast<uint64_t*>(base + L::kBarriers);
   auto* empty = full + L::kStages;
   const int thread = static_cast<int>(threadIdx.x % 128), warp = thread / 32, lane = thread % 32;
-  constexpr int kGroupRow = kSplitCols ? 0 : kGroup * 64;
+  constexpr int kGroupRow = kSplitCols ? 0 : kGroup * (kSkipWaves ? 64 : kRows / 2);
   constexpr int kGroupCol = kSplitCols ? kGroup * kN : 0;
-  const int fragment_row = kGroupRow + 16 * warp + lane / 4;  // and + 8, and + 128 per wave
+  const int fragment_row = kGroupRow + 16 * warp + lane / 4;  // and + 8, and + kWaveRows per wave
   const uint64_t x_base = wgmma_descriptor_128(shared_address(base + L::kX) + kGroupRow * kStageK);
   const uint64_t w_base = wgmma_descriptor_128(shared_address(base + L::kW) + kGroupCol * kStageK);
   uint8_t* slab = base + L::kOut + (4 * kGroup + warp) * kStageSlab;
@@ -217,8 +223,6 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
   wait_for_previous();
   const int row_tiles = p.list != nullptr ? *p.count : (p.m + kRows - 1) / kRows;
   const int units = row_tiles * p.n_pairs;
-  constexpr bool kTurns = kLoop != MainLoop::kFree, kWaitAhead = kLoop != MainLoop::kLate;
-  if (kTurns && kGroup == 1) named_barrier_arrive(kTurnBarrier, kMathThreads);  // warpgroup 0 begins
 
   Ring<L::kStages> ring;
   uint64_t x_next = x_base, w_next = w_base;  // descriptors at ring.stage
@@ -231,8 +235,8 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
     const auto* from = reinterpret_cast<const float*>(base + L::kScales + ring.stage * L::kScaleBytes) + fragment_row;
 #pragma unroll
     for (int wave = 0; wave < kWaves; ++wave) {
-      x_scale[wave][0] = from[128 * wave];
-      x_scale[wave][1] = from[128 * wave + 8];
+      x_scale[wave][0] = from[kWaveRows * wave];
+      x_scale[wave][1] = from[kWaveRows * wave + 8];
     }
   };
   const auto tile_column = [&](const Work& work) { return (2 * work.pair() + rank) * kCols; };
@@ -260,8 +264,8 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
     if (unit + step < units) next = locate<kRows>(p, unit + step, row_tiles);  // read early: nobody waits for the list later
     const int tile_col = tile_column(work);  // >= n in the empty half of the last pair: computed, not stored
     const bool middle_is_high = tile_col % 128 != 0;
-    // Of ours with rows: 0 to 2. The shuffle tells the compiler that whole warps branch on it.
-    const int waves = kWaves == 1 ? 1 : __shfl_sync(0xffffffff, (work.rows() - kGroupRow + 127) / 128, 0);
+    int waves = kWaves;  // ours with rows: 0 to 2. The shuffle tells the compiler that whole warps branch on it
+    if constexpr (kSkipWaves) waves = __shfl_sync(0xffffffff, (work.rows() - kGroupRow + kWaveRows - 1) / kWaveRows, 0);
 
     float sum[kWaves][kN / 2];
 #pragma unroll
@@ -271,9 +275,8 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
     }
 
     get_w_scale(0);
-    if (kWaitAhead) await_stage();
+    await_stage();
     for (int kb = 0; kb < p.k_blocks; ++kb) {
-      if (!kWaitAhead) await_stage();
       const int stage = ring.stage;
       float scale[kWaves][2][kParts];  // [wave][row][part of the columns]
 #pragma unroll
@@ -288,8 +291,10 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
         }
       }
       const uint64_t x_stage = x_next, w_stage = w_next;
-      const auto prepare_next = [&] {
+      const auto load_ahead = [&] {
         if (kb % 32 == 8 && kb + 24 < p.k_blocks) load_w_chunk(work, kb + 24, w_chunk[1]);
+      };
+      const auto prepare_next = [&] {
         ring.advance();
         x_next = ring.stage == 0 ? x_base : x_next + (L::kXBytes >> 4);
         w_next = ring.stage == 0 ? w_base : w_next + (L::kWBytes >> 4);
@@ -301,7 +306,7 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
           get_w_scale(kb + 1);
           // Nobody waits in a circle: this stage is not yet released, but the next does not need that (kStages >= 3), and of two
           // blocks the one behind always finds its next stage released by the one ahead.
-          if (kWaitAhead) await_stage();
+          await_stage();
         }
       };
       const auto release_stage = [&] {
@@ -311,25 +316,24 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
       };
 #pragma unroll
       for (int wave = 0; wave < kWaves; ++wave) {
-        if (kTurns) named_barrier_sync(kTurnBarrier + kGroup, kMathThreads);
-        if (kWaves > 1 && wave >= waves) {  // no rows: turns and stages go on
-          if (kTurns) named_barrier_arrive(kTurnBarrier + 1 - kGroup, kMathThreads);
+        if (kSkipWaves && wave >= waves) {  // no rows: the stages go on
           if (wave == 0) {
+            load_ahead();
             prepare_next();
             release_stage();
           }
           continue;
         }
-        const bool last = wave == kWaves - 1 || wave == waves - 1;  // the second: known at run time where kWaves > 1
+        const bool last = wave == kWaves - 1 || (kSkipWaves && wave == waves - 1);
 #pragma unroll
         for (int i = 0; i < kN / 2; ++i) wgmma_pin(product[i]);
         wgmma_fence();
 #pragma unroll
-        for (int step_k = 0; step_k < 4; ++step_k) {  // 32 of K each: 2 in units of 16 bytes; a wave: 128 rows, 1024
-          wgmma_e4m3<kN>(product, x_stage + 1024 * wave + 2 * step_k, w_stage + 2 * step_k, step_k > 0 ? 1 : 0);
+        for (int step_k = 0; step_k < 4; ++step_k) {  // 32 of K each: 2 in units of 16 bytes; 8 rows: 64
+          wgmma_e4m3<kN>(product, x_stage + 8 * kWaveRows * wave + 2 * step_k, w_stage + 2 * step_k, step_k > 0 ? 1 : 0);
         }
         wgmma_commit();
-        if (kTurns) named_barrier_arrive(kTurnBarrier + 1 - kGroup, kMathThreads);
+        if (wave == 0) load_ahead();
         if (last) prepare_next();
         wgmma_wait<0>();
 #pragma unroll
@@ -342,24 +346,23 @@ __device__ inline void multiply(const Params& p, uint8_t* base, int unit0, int s
           for (int j = 0; j < 4; ++j) sum[wave][4 * i + j] = fmaf(scale[wave][j / 2][part], product[4 * i + j], sum[wave][4 * i + j]);
         }
 #pragma unroll
-        for (int i = 0; i < kN / 2; ++i) wgmma_pin(sum[wave][i]);  // promoted now, while the other works, not in our next turn
+        for (int i = 0; i < kN / 2; ++i) wgmma_pin(sum[wave][i]);  // promoted now, while the other works, not before our next product
       }
     }
     if (unit + step < units) load_w_chunk(next, 0, w_chunk[0]);  // arrive during the stores
 
 #pragma unroll
     for (int wave = 0; wave < kWaves; ++wave) {
-      if (kWaves > 1 && wave >= waves) continue;
-      const int tile_row = kGroupRow + 128 * wave + 16 * warp;
+      if (kSkipWaves && wave >= waves) continue;
+      const int tile_row = kGroupRow + kWaveRows * wave + 16 * warp;
       store<kN>(p, slab, sum[wave], static_cast<int64_t>(work.first_row) + tile_row, work.rows() - tile_row, tile_col + kGroupCol);
     }
   }
-  if (kTurns && kGroup == 0) named_barrier_sync(kTurnBarrier, kMathThreads);  // takes warpgroup 1's last arrival (or its first)
 }
 
-template <int kRows, int kCols, MainLoop kLoop>
+template <int kRows, int kCols, bool kSkipWaves>
 __global__ void __launch_bounds__(kThreads, 1) fp8_tiles_kernel(const __grid_constant__ Params p) {
-  using L = Layout<kRows, kCols>;
+  using L = Layout<kRows, kCols, kSkipWaves>;
   // At the same place in both blocks (multicasts and releases name the peer's memory by our own offsets): a constant, so that
   // addresses and descriptors are cheap.
   extern __shared__ __align__(1024) uint8_t base[];
@@ -383,7 +386,7 @@ __global__ void __launch_bounds__(kThreads, 1) fp8_tiles_kernel(const __grid_con
   if (threadIdx.x >= kMathThreads) {
     shrink_registers<40>();
     if (threadIdx.x < kMathThreads + 32 && elect_one()) {
-      load<kRows, kCols>(p, base, unit0, step, rank);
+      load<kRows, kCols, kSkipWaves>(p, base, unit0, step, rank);
     } else {
       wait_for_previous();
     }
@@ -392,9 +395,9 @@ __global__ void __launch_bounds__(kThreads, 1) fp8_tiles_kernel(const __grid_con
     grow_registers<232>();
     // The shuffle tells the compiler that whole warps branch here.
     if (__shfl_sync(0xffffffff, threadIdx.x / 128, 0) == 0) {
-      multiply<kRows, kCols, kLoop, 0>(p, base, unit0, step, rank);
+      multiply<kRows, kCols, kSkipWaves, 0>(p, base, unit0, step, rank);
     } else {
-      multiply<kRows, kCols, kLoop, 1>(p, base, unit0, step, rank);
+      multiply<kRows, kCols, kSkipWaves, 1>(p, base, unit0, step, rank);
     }
     __syncwarp();
   }

@@ -16,8 +16,6 @@ constexpr double kEpilogueCycles = 0.025;    // per output of a tile: what of th
 constexpr double kTileCycles = 300;          // pipeline bubble from tile to tile
 constexpr double kStartCycles = 2000;        // set-up and first loads
 
-constexpr bool kGroupedWeightsOnce = false;  // of lists with mostly one tile for an expert
-
 /// Cycles of one stage of K (128): both operands come from L2, x halved by the multicast to the pair of blocks.
 double stage_cycles(TileShape tile, double blocks) {
   const double macs = 128.0 * tile.rows * tile.cols / kMacsPerCycle;
@@ -47,16 +45,12 @@ TileShape choose_tiles(int64_t m, int64_t n, int64_t k, int sms) {
 
 TileShape choose_grouped_tiles(int tile_rows, int64_t n) {
   if (tile_rows <= 64) return {64, 128};
-  if (tile_rows > 128) return {256, 128, kDefaultLoop, kGroupedWeightsOnce};
+  if (tile_rows > 128) return {256, 128};
   const auto cost = [n](TileShape tile) { return static_cast<double>(ceil_div(n, 2 * tile.cols)) * stage_cycles(tile, 132); };
   const TileShape wide{128, 192}, narrow{128, 128};
   return cost(wide) < cost(narrow) ? wide : narrow;
 }
 
-std::string to_string(TileShape tile) {
-  std::string text = std::to_string(tile.rows) + "x" + std::to_string(tile.cols);
-  if (tile.loop != kDefaultLoop) text += tile.loop == MainLoop::kLate ? " late" : tile.loop == MainLoop::kAhead ? " ahead" : " free";
-  return tile.weights_once ? text + " once" : text;
-}
+std::string to_string(TileShape tile) { return std::to_string(tile.rows) + "x" + std::to_string(tile.cols); }
 
 }  // namespace dsv3::cuda

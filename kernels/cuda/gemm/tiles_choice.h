@@ -10,19 +10,12 @@
 
 namespace dsv3::cuda {
 
-/// How the two warpgroups of a block share the tensor core: in turns, with the wait for a stage between a product and the next turn
-/// (kLate) or during the product before (kAhead); or as it comes, without turns (kFree).
-enum class MainLoop { kLate, kAhead, kFree };
-inline constexpr MainLoop kDefaultLoop = MainLoop::kFree;
-
 /// Outputs of one block: rows (tokens) x cols (features). A cluster of two blocks does rows x 2 cols.
 struct TileShape {
   int rows = 0, cols = 0;
-  MainLoop loop = kDefaultLoop;
-  bool weights_once = false;  ///< L2 gives up weights first: x stays, but row tiles of one expert share less
   bool operator==(const TileShape&) const = default;
 };
-/// All tiles that are compiled, each with every main loop.
+/// All tiles that are compiled.
 inline constexpr std::array<TileShape, 4> kTileShapes = {{{256, 128}, {128, 192}, {128, 128}, {64, 128}}};
 
 /// The tile with the least modelled time for y[m, n] over k on `sms` multiprocessors.
@@ -31,7 +24,7 @@ TileShape choose_tiles(int64_t m, int64_t n, int64_t k, int sms);
 TileShape choose_grouped_tiles(int tile_rows, int64_t n);
 /// Cycles of the model behind choose_tiles().
 double modelled_cycles(TileShape tile, int64_t m, int64_t n, int64_t k, int sms);
-/// "256x128"; with another main loop than the default, or weights_once: "256x128 late once"
+/// "256x128"
 std::string to_string(TileShape tile);
 
 Status fp8_gemm_tiles_with(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, Stream stream);
