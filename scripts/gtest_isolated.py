@@ -91,6 +91,8 @@ class Run:
             self.judge(names, code, output, cases)
 
     def judge(self, names, code, output, cases):
+        if "terminated before first instrumented API call" in output and cases is not None:
+            code = 0  # compute-sanitizer's word for a test that never called the GPU
         if cases is None:
             self.failure(names[0] if len(names) == 1 else names[0] + " ...", code, output)
             return

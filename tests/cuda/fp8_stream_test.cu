@@ -99,8 +99,8 @@ TEST(GemmChoice, Experts) {
   EXPECT_EQ(choose(128, 64, 32, true), GemmKernel::kStream);
   EXPECT_EQ(choose(256, 27, 17, false), GemmKernel::kTiles);  // no other kernel takes lists of 256 rows
   EXPECT_EQ(choose(256, 300, 257, false), GemmKernel::kTiles);
-  EXPECT_TRUE(use_fused_gate_up(8, 56, 9, 256));
-  EXPECT_FALSE(use_fused_gate_up(8, 57, 9, 256));
+  EXPECT_TRUE(use_fused_gate_up(8, 2, 9, 256));
+  EXPECT_FALSE(use_fused_gate_up(8, 3, 9, 256));
   EXPECT_FALSE(use_fused_gate_up(16, 1, 9, 256));
   EXPECT_FALSE(use_fused_gate_up(8, 1, 8, 192));
 }
