@@ -223,6 +223,7 @@ inline std::vector<double> MlaBatch::reference() const {
   double *scratch = nullptr, *out = nullptr;
   EXPECT_EQ(cudaMalloc(&scratch, queries * max_keys * sizeof(double)), cudaSuccess);
   EXPECT_EQ(cudaMalloc(&out, queries * kLatent * sizeof(double)), cudaSuccess);
+  EXPECT_EQ(cudaMemset(out, 0, queries * kLatent * sizeof(double)), cudaSuccess);  // rows of nobody are copied along
   const unsigned row_heads = static_cast<unsigned>(shape_.heads * shape_.max_group_rows),
                  count = static_cast<unsigned>(shape_.groups.size());
   mla_reference_scores<<<dim3((max_keys + 127) / 128, row_heads, count), 128>>>(params_, scratch, max_keys);
