@@ -73,7 +73,13 @@ WeightLoader::WeightLoader(int device, int threads) : device_(device) {
   for (int i = 0; i < std::max(threads, 1); ++i) threads_.emplace_back([this] { work(); });
 }
 
-WeightLoader::~WeightLoader() { static_cast<void>(finish()); }
+WeightLoader::~WeightLoader() {
+  {
+    std::lock_guard lock(mutex_);
+    if (fault_.ok()) fault_ = Status(Code::kCancelled, "loading was given up");  // what is still queued is skipped
+  }
+  static_cast<void>(finish());
+}
 
 void WeightLoader::add(Job job) {
   {

@@ -16,6 +16,7 @@ std::vector<int32_t> graph_batches(const ServerOptions& options) {
     sizes.push_back(most);
   }
   std::erase_if(sizes, [&](int32_t size) { return size > most; });
+  if (sizes.empty()) sizes.push_back(most);
   return sizes;
 }
 

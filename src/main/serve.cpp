@@ -52,11 +52,11 @@ Result<std::shared_ptr<const WeightSource>> open_weights(const ServerOptions& op
   return weights;
 }
 
-/// Sleeps until a signal comes or the device is lost.
+/// Sleeps until a signal comes or the engine has failed for good.
 Status wait_for_end(const Signals& signals, const Engine& engine) {
   constexpr int64_t kHealthPeriodUs = 1'000'000;
   while (signals.wait(kHealthPeriodUs) == 0) {
-    if (const Status health = engine.health(); health.code() == Code::kDeviceLost) return health;
+    if (const Status health = engine.health(); !health.ok() && health.code() != Code::kUnavailable) return health;
   }
   return {};
 }
@@ -116,7 +116,7 @@ Status serve(ServerOptions options) {
   const Status end = wait_for_end(signals, *engine);
   signals.abort_on_next();
   if (!end.ok()) {
-    log_event(LogLevel::kError, "device_lost", {{"why", end.message()}});
+    log_event(LogLevel::kError, end.code() == Code::kDeviceLost ? "device_lost" : "engine_lost", {{"why", end.message()}});
     options.drain_timeout_us = 0;
   }
   drain(options, *service, *engine, *server);

@@ -64,8 +64,9 @@ struct LayerBytes {
 };
 
 int64_t mlp_bytes(const Sizer& sizer, int64_t hidden, int64_t width, int64_t parts) {
-  return 2 * sizer.bytes(width, hidden, Kind::kQuantizable, Split::kRows, parts) +
-         sizer.bytes(hidden, width, Kind::kQuantizable, Split::kCols, parts);
+  // A GPU reads FP8 in whole scale blocks only; other widths become BF16.
+  const Kind kind = parts == 1 && width % 128 != 0 ? Kind::kWide : Kind::kQuantizable;
+  return 2 * sizer.bytes(width, hidden, kind, Split::kRows, parts) + sizer.bytes(hidden, width, kind, Split::kCols, parts);
 }
 
 LayerBytes layer_bytes(const ModelConfig& c, const Layout& layout, const Sizer& sizer, bool moe) {
@@ -113,7 +114,7 @@ std::vector<MemoryLine> weight_lines(const ModelConfig& c, const MemoryRequest& 
   }
   sum.small += sizer.vector(c.hidden_size);
   std::vector<MemoryLine> lines = {
-      {"embedding + head", "embedding_head", table * (c.tie_word_embeddings ? 1 : 2)},
+      {"embedding + head", "embedding_head", table * (c.tie_word_embeddings && layout.backend == Backend::kCpu ? 1 : 2)},
       {"attention", "attention", sum.attention},
       {"dense MLP", "dense_mlp", sum.dense_mlp},
       {"routed experts", "routed_experts", sum.routed},
@@ -168,7 +169,8 @@ std::vector<MemoryLine> cuda_step_lines(const ModelConfig& c, const MemoryReques
   const Layout& layout = r.layout;
   const int64_t hidden = c.hidden_size, heads = c.num_attention_heads / (layout.tp / layout.dp), drafts = r.num_drafts;
   const int64_t shared_width = c.n_shared_experts * c.moe_intermediate_size;
-  const int64_t width = ceil_div(std::max(c.intermediate_size, shared_width), layout.tp);
+  int64_t width = ceil_div(std::max(c.intermediate_size, shared_width), layout.tp);
+  if (r.w8a8) width = ceil_div(width, 128) * 128;
   const int64_t logit_rows = std::min(r.max_slots * (1 + drafts), rows);
   int64_t buffers = 0;
   const auto add = [&](int64_t count, int64_t cols) { buffers += activation_bytes(count, cols, r.w8a8); };
@@ -196,7 +198,9 @@ std::vector<MemoryLine> cuda_step_lines(const ModelConfig& c, const MemoryReques
     const int64_t local = ceil_div(c.n_routed_experts, layout.ep), w = ceil_div(c.moe_intermediate_size, layout.tp / layout.ep);
     // The shared expert is one more, for every row.
     const int64_t choices = rows * (c.num_experts_per_tok + 1), permuted = choices + (local + 1) * 8 + 256;
-    experts = permuted * (r.w8a8 ? hidden + w + (hidden + w) / 32 + 8 : 2 * (hidden + w)) + permuted * 2 * (2 * w + hidden) +
+    // Experts that are not whole scale blocks, or come in BF16, have BF16 buffers.
+    const bool fp8_experts = r.w8a8 && c.fp8 && hidden % 128 == 0 && w % 128 == 0;
+    experts = permuted * (fp8_experts ? hidden + w + (hidden + w) / 32 + 8 : 2 * (hidden + w)) + permuted * 2 * (2 * w + hidden) +
               rows * c.n_routed_experts * 4 + choices * 24 + local * 1024;
   }
   const int64_t logits = logit_rows * c.vocab_size * 4 * (layout.tp > 1 ? 2 : 1);

@@ -42,7 +42,7 @@ Status RankRunner::warm_up_prompts() {
 Status RankRunner::warm_up_mixed() {
   const int32_t blocks_each = std::min(limits_.num_blocks, limits_.max_context_tokens / limits_.block_tokens) / 2;
   const int32_t length = std::min(blocks_each * limits_.block_tokens - 16, 16384);
-  if (limits_.max_slots < 2 || length < 32) return {};
+  if (limits_.max_slots < 2 || length < 32 || limits_.max_step_tokens < 17 + limits_.num_drafts) return {};  // 16 rows and a decode
   uint64_t step = 0;
   const auto do_step = [&](StepPlan plan) -> Status {
     plan.step = step++;

@@ -36,8 +36,9 @@ Transformer::Transformer(const ModelConfig& config, const Shard& shard, ModelWei
     : c_(config), shard_(shard), shape_(attention_shape(config, shard)), gate_(gate_shape(config, weights)),
       mtp_hidden_(mtp_hidden), max_logit_rows_(max_logit_rows), w_(std::move(weights)), ops_(ops), group_(group) {
   const int64_t hidden = c_.hidden_size, q_rank = c_.q_lora_rank;
-  const int64_t width = std::max(shard.count(c_.intermediate_size),
-                                 shard.count(c_.n_shared_experts * c_.moe_intermediate_size));
+  int64_t width = std::max(shard.count(c_.intermediate_size), shard.count(c_.n_shared_experts * c_.moe_intermediate_size));
+  // The widest MLP's rows may not be whole groups of 128; a narrower one's, which has the same buffer, may.
+  if (ops.fp8_inputs()) width = (width + 127) / 128 * 128;
   residual_ = ops.alloc("residual", max_rows, hidden, BufferKind::kResidual);
   normed_ = ops.alloc("normed", max_rows, hidden);
   if (ops.fp8_inputs()) normed_fp8_ = ops.alloc("normed_fp8", max_rows, hidden);

@@ -93,6 +93,22 @@ TEST(MemoryPlan, WeightBytesOfOneRankEqualTheFile) {
   EXPECT_TRUE(plan->fits);
 }
 
+TEST(MemoryPlan, WhatStaysFp8OnAGpu) {
+  const auto line_of = [](const ModelConfig& c, const char* key) {
+    const auto plan = plan_memory(c, cuda(1, 4000));
+    EXPECT_TRUE(plan.ok()) << plan.status().message();
+    return line(*plan, key);
+  };
+  const ModelConfig whole = v3();
+  ModelConfig tied = whole, odd = whole, bf16 = whole;
+  tied.tie_word_embeddings = true;
+  EXPECT_EQ(line_of(tied, "embedding_head"), line_of(whole, "embedding_head"));  // read once as a table, once as a product
+  odd.intermediate_size -= 64;  // not whole scale blocks: BF16
+  EXPECT_EQ(line_of(odd, "dense_mlp"), int64_t{3} * 3 * (18432 - 64) * 7168 * 2);
+  bf16.fp8 = false;
+  EXPECT_GT(line_of(bf16, "expert_buffers"), line_of(whole, "expert_buffers"));
+}
+
 TEST(MemoryPlan, CacheBytesPerToken) {
   MemoryRequest r = cuda(8, 139);
   EXPECT_EQ(plan_memory(v3(), r)->cache_bytes_per_token, 70272);
