@@ -65,24 +65,9 @@ TEST_F(CudaBlas, HeadProduct) {
   };
   for (const Case& c : {Case{1, 16, 512, 128, true}, Case{66, 3, 512, 128, true}, Case{1, 16, 128, 512, false},
                         Case{66, 3, 128, 512, false}, Case{0, 2, 128, 512, false}}) {
-    const std::string name = std::to_string(c.rows) + " rows, n " + std::to_string(c.n) + (c.transposed ? ", transposed" : "");
-    const int64_t x_head = c.k + 64, x_row = c.heads * x_head, y_head = c.n + 8, y_row = c.heads * y_head;
-    const int64_t w_stride = c.transposed ? c.n : c.k, w_head = 256 * 512;  // W_UK and W_UV of a head lie one behind the other
-    const Guarded<Bf16> x(random_bf16(c.rows * x_row, 21)), w(random_bf16(c.heads * w_head, 22, 0.1f)),
-        y(static_cast<size_t>(c.rows * y_row));
-    EXPECT_OK(blas_->head_product(
-        {x.get(), x_row, x_head, w.get(), w_head, w_stride, c.transposed, y.get(), y_row, y_head, c.rows, c.heads, c.n, c.k}, nullptr));
-    expect_synced();
-    const std::vector<Bf16> all = rows_of(y.download(), c.rows * c.heads, c.n, y_head, name);
-    for (int64_t head = 0; head < c.heads && c.rows > 0; ++head) {
-      std::vector<float> got;
-      for (int64_t row = 0; row < c.rows; ++row) {
-        for (int64_t i = 0; i < c.n; ++i) got.push_back(from_bf16(all[static_cast<size_t>((row * c.heads + head) * c.n + i)]));
-      }
-      const Bf16View ws = c.transposed ? Bf16View{w.get() + head * w_head, 1, w_stride} : Bf16View{w.get() + head * w_head, w_stride, 1};
-      expect_close(got, reference_product(Bf16View{x.get() + head * x_head, x_row}, ws, c.rows, c.n, c.k), c.n, false, name);
-    }
-    EXPECT_TRUE(y.guards_intact()) << name;
+    // W_UK and W_UV of a head lie one behind the other.
+    check_head_product({c.rows, c.heads, c.n, c.k, c.transposed, 8, c.transposed ? c.n : c.k, 256 * 512},
+                       [&](const HeadProduct& product) { return blas_->head_product(product, nullptr); });
   }
 }
 

@@ -3,10 +3,9 @@
 #include <string>
 
 #include "fp8_case.cuh"
-#include "kernels/cuda/common/launch.cuh"
-#include "kernels/cuda/common/ptx.cuh"
 #include "kernels/cuda/gemm/gemm.h"
 #include "kernels/cuda/gemm/gemm_choice.h"
+#include "late_writer.cuh"
 
 namespace dsv3::cuda::testing {
 namespace {
@@ -354,17 +353,6 @@ TEST(Fp8GroupedStream, AnEmptyListWritesNothing) {
 
 // ---- the dependency wait ---------------------------------------------------------------------------------------------
 
-/// Lets its successor start at once, then takes its time and only at the end writes what the successor reads.
-__global__ void late_writer(uint8_t* x, const uint8_t* source, int64_t bytes, int32_t* count, int32_t value) {
-  launch_dependents();
-  wait_for_previous();
-  const long long start = clock64();
-  while (clock64() - start < 100000) {
-  }
-  for (int64_t i = threadIdx.x; i < bytes; i += blockDim.x) x[i] = source[i];
-  if (threadIdx.x == 0) *count = value;
-}
-
 TEST(Fp8Stream, WaitsForItsPredecessor) {
   DSV3_NEEDS_GPU();
   const int64_t m = 8, n = 512, k = 1536;
@@ -373,10 +361,9 @@ TEST(Fp8Stream, WaitsForItsPredecessor) {
   const Guarded<ExpertTile> list(std::vector<ExpertTile>{{0, 0, 8, 0}});
   const Guarded<int32_t> count(std::vector<int32_t>{0});
   const Guarded<Bf16> y(m * n), grouped(m * n);
-  const LaunchShape shape{dim3(1), dim3(256)};
-  ASSERT_OK(launch("late_writer", late_writer, shape, nullptr, x.data.get(), source.data.get(), m * k, count.get(), 0));
+  ASSERT_OK(write_late(x.data.get(), source.data.get(), m * k, count.get(), 0));
   ASSERT_OK(fp8_gemm_stream(x.rows, w.weight, {y.get(), m, n, n}, {}, {}, nullptr));
-  ASSERT_OK(launch("late_writer", late_writer, shape, nullptr, x.data.get(), source.data.get(), m * k, count.get(), 1));
+  ASSERT_OK(write_late(x.data.get(), source.data.get(), m * k, count.get(), 1));
   ASSERT_OK(fp8_grouped_gemm_stream(x.rows, w.weight, {list.get(), count.get(), 1, 8}, {grouped.get(), m, n, n}, nullptr));
   expect_synced();
   Fp8Rows fresh = x.rows;  // its scales, the other data

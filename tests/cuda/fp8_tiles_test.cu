@@ -7,10 +7,9 @@
 #include <memory>
 
 #include "harness.h"
-#include "kernels/cuda/common/launch.cuh"
-#include "kernels/cuda/common/ptx.cuh"
 #include "kernels/cuda/gemm/gemm.h"
 #include "kernels/cuda/gemm/tiles_choice.h"
+#include "late_writer.cuh"
 
 namespace dsv3::cuda::testing {
 namespace {
@@ -289,21 +288,6 @@ TEST(Fp8Tiles, LargeGrouped) {
   }
 }
 
-struct LateWrite {
-  const uint8_t* from;
-  uint8_t* to;
-  int64_t bytes;
-};
-/// Writes what the product reads, late, after having let it start.
-__global__ void write_late(const __grid_constant__ LateWrite p) {
-  launch_dependents();
-  wait_for_previous();
-  const int64_t begin = clock64();
-  while (clock64() - begin < 200000) {
-  }
-  for (int64_t i = threadIdx.x; i < p.bytes; i += blockDim.x) p.to[i] = p.from[i];
-}
-
 TEST(Fp8Tiles, WaitsForTheKernelBefore) {
   DSV3_NEEDS_GPU();
   Operands o(200, 264, 256, 11);
@@ -320,13 +304,10 @@ TEST(Fp8Tiles, WaitsForTheKernelBefore) {
     late.poison();
     o.y_data.poison();
     expect_synced();
-    const LateWrite write_x{o.x_data.get(), late.get(), static_cast<int64_t>(late.size())};
-    const LateWrite write_list{reinterpret_cast<const uint8_t*>(host_list.get()), reinterpret_cast<uint8_t*>(late_list.get()),
-                               static_cast<int64_t>(list.size() * sizeof(ExpertTile))};
-    const LaunchShape shape{dim3(1), dim3(256)};
-    ASSERT_OK(launch("write_late", write_late, shape, nullptr, write_x));
+    ASSERT_OK(write_late(late.get(), o.x_data.get(), static_cast<int64_t>(late.size())));
     if (grouped) {
-      ASSERT_OK(launch("write_late", write_late, shape, nullptr, write_list));
+      ASSERT_OK(write_late(reinterpret_cast<uint8_t*>(late_list.get()), reinterpret_cast<const uint8_t*>(host_list.get()),
+                           static_cast<int64_t>(list.size() * sizeof(ExpertTile))));
       const ExpertTiles tiles{late_list.get(), count.get(), static_cast<int32_t>(list.size()), 128};
       ASSERT_OK(fp8_grouped_gemm_tiles(x, o.w(), tiles, o.y(), nullptr));
     } else {

@@ -4,10 +4,9 @@
 #include <string>
 
 #include "fp8_case.cuh"
-#include "kernels/cuda/common/launch.cuh"
-#include "kernels/cuda/common/ptx.cuh"
 #include "kernels/cuda/gemm/fp8_gate_up.h"
 #include "kernels/cuda/gemm/gemm.h"
+#include "late_writer.cuh"
 
 namespace dsv3::cuda::testing {
 namespace {
@@ -213,17 +212,6 @@ TEST(GateUp, SaysWhatIsWrong) {
             std::string::npos);
 }
 
-/// Lets its successor start at once, then takes its time and only at the end writes what the successor reads.
-__global__ void late_rows(uint8_t* x, const uint8_t* source, int64_t bytes, int32_t* count, int32_t value) {
-  launch_dependents();
-  wait_for_previous();
-  const long long start = clock64();
-  while (clock64() - start < 100000) {
-  }
-  for (int64_t i = threadIdx.x; i < bytes; i += blockDim.x) x[i] = source[i];
-  if (threadIdx.x == 0) *count = value;
-}
-
 TEST(GateUp, WaitsForItsPredecessor) {
   DSV3_NEEDS_GPU();
   const int64_t m = 8, width = 256, k = 2048;
@@ -234,12 +222,11 @@ TEST(GateUp, WaitsForItsPredecessor) {
   const Guarded<ExpertTile> list(std::vector<ExpertTile>{{0, 0, 8, 0}});
   const Guarded<int32_t> count(std::vector<int32_t>{0});
   const Out dense(m, width), grouped(m, width);
-  const LaunchShape shape{dim3(1), dim3(256)};
   x.data = data.get();
-  ASSERT_OK(launch("late_rows", late_rows, shape, nullptr, data.get(), source.data.get(), m * k, count.get(), 0));
+  ASSERT_OK(write_late(data.get(), source.data.get(), m * k, count.get(), 0));
   ASSERT_OK(fp8_gate_up_dense(x, w.weight, dense.rows, {}, nullptr));
   x.data = data_of_list.get();
-  ASSERT_OK(launch("late_rows", late_rows, shape, nullptr, data_of_list.get(), source.data.get(), m * k, count.get(), 1));
+  ASSERT_OK(write_late(data_of_list.get(), source.data.get(), m * k, count.get(), 1));
   ASSERT_OK(fp8_gate_up(x, w.weight, {list.get(), count.get(), 1, 8}, grouped.rows, {}, nullptr));
   expect_synced();
   const std::vector<double> want = product_f64(source.rows, w.weight, m);

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "harness.h"
+#include "kernels/cuda/gemm/gemm.h"
 
 namespace dsv3::cuda::testing {
 
@@ -97,6 +98,36 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() &&
          std::equal(reinterpret_cast<const uint8_t*>(a.data()), reinterpret_cast<const uint8_t*>(a.data() + a.size()),
                     reinterpret_cast<const uint8_t*>(b.data()));
+}
+
+/// One shape of a head product and how its operands lie.
+struct HeadCase {
+  int64_t rows, heads, n, k;
+  bool transposed;
+  int64_t y_gap;             ///< elements behind a head's outputs, which must stay as they are
+  int64_t w_stride, w_head;  ///< of a row of W, of a head of W
+};
+/// `product` (HeadProduct to Status) against float64.
+template <class Product>
+void check_head_product(const HeadCase& c, const Product& product) {
+  const std::string name = std::to_string(c.rows) + " rows, n " + std::to_string(c.n) + (c.transposed ? ", transposed" : "");
+  const int64_t x_head = c.k + 64, x_row = c.heads * x_head, y_head = c.n + c.y_gap, y_row = c.heads * y_head;
+  const Guarded<Bf16> x(random_bf16(c.rows * x_row, 21)), w(random_bf16(c.heads * c.w_head, 22, 0.1f)),
+      y(static_cast<size_t>(c.rows * y_row));
+  EXPECT_OK(product(HeadProduct{x.get(), x_row, x_head, w.get(), c.w_head, c.w_stride, c.transposed, y.get(), y_row, y_head, c.rows,
+                                c.heads, c.n, c.k}));
+  expect_synced();
+  const std::vector<Bf16> all = rows_of(y.download(), c.rows * c.heads, c.n, y_head, name);
+  for (int64_t head = 0; head < c.heads && c.rows > 0; ++head) {
+    std::vector<float> got;
+    for (int64_t row = 0; row < c.rows; ++row) {
+      for (int64_t i = 0; i < c.n; ++i) got.push_back(from_bf16(all[static_cast<size_t>((row * c.heads + head) * c.n + i)]));
+    }
+    const Bf16* data = w.get() + head * c.w_head;
+    const Bf16View ws = c.transposed ? Bf16View{data, 1, c.w_stride} : Bf16View{data, c.w_stride, 1};
+    expect_close(got, reference_product(Bf16View{x.get() + head * x_head, x_row}, ws, c.rows, c.n, c.k), c.n, false, name);
+  }
+  EXPECT_TRUE(y.guards_intact()) << name;
 }
 
 }  // namespace dsv3::cuda::testing
