@@ -50,13 +50,11 @@ class WeightLoader::Staging {
       DSV3_TRY(cuda_status(cudaMemcpyAsync(static_cast<char*>(to) + begin * row_bytes, half.memory, bytes, cudaMemcpyHostToDevice, stream_),
                            "copy of weights"));
       DSV3_TRY(cuda_status(cudaEventRecord(half.copied, stream_), "copy of weights"));
-      bytes_ += static_cast<int64_t>(bytes);
     }
     return {};
   }
 
   Status finish() { return cuda_status(cudaStreamSynchronize(stream_), "copy of weights"); }
-  int64_t bytes() const { return bytes_; }
 
  private:
   struct Half {
@@ -66,7 +64,6 @@ class WeightLoader::Staging {
   cudaStream_t stream_ = nullptr;
   Half halves_[2];
   int next_ = 0;
-  int64_t bytes_ = 0;
 };
 
 WeightLoader::WeightLoader(int device, int threads) : device_(device) {
@@ -134,7 +131,6 @@ void WeightLoader::work() {
   if (status.ok()) status = staging.finish();
   std::lock_guard lock(mutex_);
   if (!status.ok() && fault_.ok()) fault_ = status;
-  bytes_ += staging.bytes();
 }
 
 Status WeightLoader::finish() {

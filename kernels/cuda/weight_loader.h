@@ -29,7 +29,6 @@ class WeightLoader {
   void copy_f32(const MatrixReader& reader, float* to);
   /// Waits for everything; the first fault, if any. Ends the threads.
   Status finish();
-  int64_t bytes_copied() const { return bytes_; }
 
  private:
   class Staging;
@@ -44,7 +43,6 @@ class WeightLoader {
   std::deque<Job> jobs_;   // guarded by mutex_, like all below
   bool closed_ = false;
   Status fault_;
-  int64_t bytes_ = 0;
   std::vector<std::thread> threads_;
 };
 

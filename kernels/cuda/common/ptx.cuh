@@ -102,13 +102,6 @@ __device__ inline void tma_load_2d_multicast(void* to, const CUtensorMap* map, u
       "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "h"(mask), "l"(hint)
       : "memory");
 }
-__device__ inline void tma_load_3d(void* to, const CUtensorMap* map, uint64_t* barrier, int x, int y, int z, uint64_t hint = kEvictNormal) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(
-          shared_address(to)),
-      "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "l"(hint)
-      : "memory");
-}
 /// Plain bulk copy: `bytes` a multiple of 16, both ends on 16 bytes.
 __device__ inline void bulk_load(void* to, const void* from, uint32_t bytes, uint64_t* barrier, uint64_t hint = kEvictNormal) {
   asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
@@ -116,17 +109,6 @@ __device__ inline void bulk_load(void* to, const void* from, uint32_t bytes, uin
                "l"(from), "r"(bytes), "r"(shared_address(barrier)), "l"(hint)
                : "memory");
 }
-__device__ inline void tma_store_2d(const CUtensorMap* map, const void* from, int x, int y) {
-  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map), "r"(shared_address(from)),
-               "r"(x), "r"(y)
-               : "memory");
-}
-__device__ inline void tma_store_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-/// Until at most kPending stores of this thread still read shared memory.
-template <int kPending>
-__device__ inline void tma_store_wait_read() { asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory"); }
-template <int kPending>
-__device__ inline void tma_store_wait() { asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory"); }
 
 /// 16 bytes, asynchronously; zeros when !valid.
 __device__ inline void cp_async_16(void* to, const void* from, bool valid = true) {
@@ -136,10 +118,6 @@ __device__ inline void cp_async_16(void* to, const void* from, bool valid = true
 __device__ inline void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
 __device__ inline void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory"); }
-/// An arrival on `barrier` once this thread's earlier cp.async copies are done (does not raise the pending count).
-__device__ inline void cp_async_arrive(uint64_t* barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
 
 // ---- matrix fragments -------------------------------------------------------------------------------------------------
 
@@ -165,12 +143,6 @@ __device__ inline void stmatrix_x4_transposed(void* row, uint32_t a, uint32_t b,
 /// d[16x8] += a[16x16] b[8x16]^T in BF16, float32 sums.
 __device__ inline void mma_bf16_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-/// d[16x8] += a[16x32] b[8x32]^T in e4m3, float32 sums (mma.sync keeps more bits than wgmma, but promote all the same).
-__device__ inline void mma_e4m3_16832(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -217,19 +189,6 @@ __device__ inline float4 load_cluster_f32x4(uint32_t address) {
   float4 v;
   asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address) : "memory");
   return v;
-}
-
-// ---- counters in global memory ---------------------------------------------------------------------------------------------
-
-__device__ inline int32_t add_acquire_release(int32_t* p, int32_t value) {
-  int32_t old;
-  asm volatile("atom.add.acq_rel.gpu.global.s32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(value) : "memory");
-  return old;
-}
-__device__ inline int32_t load_acquire(const int32_t* p) {
-  int32_t value;
-  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
-  return value;
 }
 
 }  // namespace dsv3::cuda

@@ -14,7 +14,7 @@
 namespace dsv3::cuda {
 
 /// At most 7 drafts, 2^18 ids, 32 top logprobs, and 2 * max_slots + 64 segments a step. Vocab words (counts and marks of
-/// penalties, biases) take max_slots * vocab * 4 bytes. Memory of all slots, in device memory that the caller owns (slot_state_bytes(), zeroed by the caller).
+/// penalties, biases) take max_slots * vocab * 4 bytes. Memory of all slots, in device memory that the caller owns (SlotState::bytes(), zeroed by the caller).
 struct SlotLimits {
   int32_t max_slots = 0, max_context_tokens = 0, max_blocks = 0;  ///< max_blocks: of one slot
   int32_t num_drafts = 0;
