@@ -108,7 +108,7 @@ class ShapeBench {
   Status run_two(int i, Stream stream) {
     const Bf16Matrix y{gate_up_.as<Bf16>(), x().rows, n_, n_};
     const Status product =
-        dense() ? fp8_gemm_stream(x(), weight(i), y, {}, {}, stream) : fp8_grouped_gemm(x(), weight(i), tiles(), y, {}, stream);
+        dense() ? fp8_gemm_stream(x(), weight(i), y, {}, stream) : fp8_grouped_gemm(x(), weight(i), tiles(), y, {}, stream);
     return product.ok() ? silu_mul(y, {}, out(), false, stream) : product;
   }
 

@@ -63,8 +63,8 @@ bool is_quick(int64_t m) { return m == 1 || m == 16 || m == 128 || m == 1024 || 
 /// One weight in as many copies as L2 cannot hold, and what its products read and write.
 class ShapeBench {
  public:
-  ShapeBench(const Shape& shape, int64_t max_rows, Blas& blas, const GemmWorkspace& workspace)
-      : shape_(shape), blas_(blas), workspace_(workspace), bands_((shape.n + 127) / 128), groups_(shape.k / 128),
+  ShapeBench(const Shape& shape, int64_t max_rows, Blas& blas)
+      : shape_(shape), blas_(blas), bands_((shape.n + 127) / 128), groups_(shape.k / 128),
         padded_((groups_ + 3) / 4 * 4), copies_(copies_beyond_l2(shape.n * shape.k, 400)),
         w_(copies_ * shape.n * shape.k, Buffer::Fill::kNormalE4m3, 1), w_scales_(copies_ * bands_ * padded_ * 4, Buffer::Fill::kScales, 2),
         x_(max_rows * shape.k, Buffer::Fill::kNormalE4m3, 3), x_scales_(max_rows * groups_ * 4, Buffer::Fill::kScales, 4),
@@ -112,7 +112,7 @@ class ShapeBench {
   }
   Fp8Rows rows(int64_t m) const { return {x_.as<uint8_t>(), x_scales_.as<float>(), m, shape_.k, (m + 3) / 4 * 4}; }
   Status run_ours(int i, int64_t m, Stream stream) const {
-    return fp8_gemm(rows(m), weight(i), {y_.as<Bf16>(), m, shape_.n, shape_.n}, GemmOptions{}, workspace_, stream);
+    return fp8_gemm(rows(m), weight(i), {y_.as<Bf16>(), m, shape_.n, shape_.n}, GemmOptions{}, stream);
   }
   /// cuBLASLt refuses a single row: it gets eight.
   Status run_cublas(int i, int64_t m, Stream stream) const {
@@ -123,7 +123,6 @@ class ShapeBench {
 
   const Shape& shape_;
   Blas& blas_;
-  const GemmWorkspace& workspace_;
   int64_t bands_, groups_, padded_;
   int copies_;
   Buffer w_, w_scales_, x_, x_scales_, y_;
@@ -139,9 +138,6 @@ void bench_gemm(const Options& options, Report& report) {
     std::fprintf(stderr, "kernel_bench: %s\n", blas.status().message().c_str());
     return;
   }
-  const Buffer partials(gemm_workspace_bytes(), Buffer::Fill::kZero);
-  const Buffer counters(gemm_workspace_counters() * 4, Buffer::Fill::kZero);
-  const GemmWorkspace workspace{partials.as<float>(), gemm_workspace_bytes(), counters.as<int32_t>(), gemm_workspace_counters()};
   for (const Shape& shape : shapes()) {
     int64_t max_rows = 8;
     for (const auto* points : {&shape.micros, &shape.tflops}) {
@@ -149,7 +145,7 @@ void bench_gemm(const Options& options, Report& report) {
         if (!options.quick || is_quick(point.m)) max_rows = std::max(max_rows, point.m);
       }
     }
-    ShapeBench bench(shape, max_rows, **blas, workspace);
+    ShapeBench bench(shape, max_rows, **blas);
     for (const Point& point : shape.micros) {
       if (!options.quick || is_quick(point.m)) bench.measure(point.m, point.figure, report);
     }

@@ -74,7 +74,7 @@ void bench_dense(const Shape& shape, Report& report) {
       if (const double us = measure(row, variant, launches, enqueue, report); us > 0) times[variant] = us;
     };
     time("chosen (" + describe(choose_gemm(m, shape.n, shape.k, false)) + ")",
-         [&](int i, Stream stream) { return fp8_gemm(rows, weight(i), out, {}, {}, stream); });
+         [&](int i, Stream stream) { return fp8_gemm(rows, weight(i), out, {}, stream); });
     const double least = predict_stream_us(choose_stream(m, shape.n, shape.k, false), m, shape.n, shape.k);
     for (const StreamTile& tile : kStreamTiles) {
       if (tile.tokens > stream_tokens(m) || tile.tokens * 4 < m) continue;

@@ -54,7 +54,7 @@ void CudaOps::linear(int64_t rows, const Tensor& x, const Linear& weight, Tensor
   const auto& w = static_cast<const CudaLinear&>(weight);
   DSV3_CHECK(x.cols == w.in && y.cols == w.out, "linear: x or y does not fit the weight");
   if (w.fp8) {
-    note(fp8_gemm(quantised_rows(x, rows), w.fp8_weight, bf16(y, rows), {options_.deterministic}, gemm_workspace_, stream_));
+    note(fp8_gemm(quantised_rows(x, rows), w.fp8_weight, bf16(y, rows), {options_.deterministic}, stream_));
   } else {
     bf16_product(bf16(x, rows), w.bf16_weight, y.slice_rows(0, rows));
   }

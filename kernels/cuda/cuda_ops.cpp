@@ -65,13 +65,6 @@ Status CudaOps::open() {
 
   DSV3_ASSIGN(void* const blas_workspace, step("cuBLAS workspace", Blas::kWorkspaceBytes));
   DSV3_ASSIGN(blas_, Blas::create(blas_workspace));
-  gemm_workspace_.partial_bytes = gemm_workspace_bytes();
-  gemm_workspace_.num_counters = gemm_workspace_counters();
-  DSV3_ASSIGN(void* const partials, step("split products", gemm_workspace_.partial_bytes));
-  DSV3_ASSIGN(void* const counters, step("counters", gemm_workspace_.num_counters * 4));
-  DSV3_TRY(cuda_status(cudaMemsetAsync(counters, 0, static_cast<size_t>(gemm_workspace_.num_counters) * 4, stream_), "clearing counters"));
-  gemm_workspace_.partials = static_cast<float*>(partials);
-  gemm_workspace_.counters = static_cast<int32_t*>(counters);
   DSV3_ASSIGN(void* const wanted, step("row lists", rows * 4));
   wanted_rows_ = static_cast<int32_t*>(wanted);
 

@@ -182,7 +182,6 @@ class CudaOps final : public Ops {
   std::unique_ptr<WeightLoader> loader_;
   std::unique_ptr<Blas> blas_;
   std::unique_ptr<SlotState> slots_;
-  GemmWorkspace gemm_workspace_;
   MlaWorkspace mla_workspace_;
   std::unordered_map<const void*, Quantised> quantised_;   // by the BF16 buffer's address
   Attended attended_;

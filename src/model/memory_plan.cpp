@@ -20,7 +20,7 @@ constexpr int64_t kNcclBytes = 512 * kMiB;
 constexpr int64_t kExpandedTokens = 8192;  // cached prefix rows that prefill expands to keys and values at a time
 constexpr int64_t kSplitParts = 2 * 160;   // partial outputs of decode attention: two for each multiprocessor
 constexpr int64_t kSlotBytes = 64 << 10;   // sampling rules and lists of one slot
-constexpr int64_t kWorkspaceBytes = 160 * kMiB;  // split products and the BLAS library
+constexpr int64_t kWorkspaceBytes = 160 * kMiB;  // 32 MiB of the BLAS library, row lists, and a reserve
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

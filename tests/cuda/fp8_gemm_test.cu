@@ -18,7 +18,7 @@ TEST(Fp8Gemm, AnyCountOfRows) {
     for (const bool deterministic : {false, true}) {
       SCOPED_TRACE("m " + std::to_string(m) + (deterministic ? ", deterministic" : ""));
       Guarded<Bf16> y(std::max<int64_t>(m, 1) * n);
-      ASSERT_OK(fp8_gemm(x.first(m), w.weight, {y.get(), m, n, n}, {.deterministic = deterministic}, {}, nullptr));
+      ASSERT_OK(fp8_gemm(x.first(m), w.weight, {y.get(), m, n, n}, {.deterministic = deterministic}, nullptr));
       expect_synced();
       EXPECT_TRUE(y.guards_intact());
       if (m == 0) continue;
@@ -43,7 +43,7 @@ TEST(Fp8Gemm, LargeManyWeightRows) {
   for (const int64_t m : {int64_t{128}, int64_t{65}, int64_t{64}, int64_t{33}, int64_t{32}}) {
     SCOPED_TRACE("m " + std::to_string(m));
     Guarded<Bf16> y(m * n);
-    ASSERT_OK(fp8_gemm(x.first(m), w.weight, {y.get(), m, n, n}, {}, {}, nullptr));
+    ASSERT_OK(fp8_gemm(x.first(m), w.weight, {y.get(), m, n, n}, {}, nullptr));
     expect_synced();
     EXPECT_TRUE(y.guards_intact());
     const Error error = relative_l2(from_bf16(y.download()), std::vector<double>(want.begin(), want.begin() + m * n), n);

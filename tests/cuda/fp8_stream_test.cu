@@ -127,7 +127,7 @@ void check_dense(int64_t n, int64_t k) {
       if (!deterministic && choose_stream(m, n, k, true) == choose_stream(m, n, k, false)) continue;
       SCOPED_TRACE(describe(choose_stream(m, n, k, deterministic)));
       Guarded<Bf16> y(m * stride);
-      ASSERT_OK(fp8_gemm_stream(some.rows, w.weight, {y.get(), m, n, stride}, {.deterministic = deterministic}, {}, nullptr));
+      ASSERT_OK(fp8_gemm_stream(some.rows, w.weight, {y.get(), m, n, stride}, {.deterministic = deterministic}, nullptr));
       expect_synced();
       EXPECT_TRUE(y.guards_intact());
       const std::vector<Bf16> raw = y.download();
@@ -221,14 +221,14 @@ TEST(Fp8Stream, PairsBackToBack) {
 TEST(Fp8Stream, NoRows) {
   DSV3_NEEDS_GPU();
   const RandomWeight w(64, 128, 1);
-  EXPECT_OK(fp8_gemm_stream({nullptr, nullptr, 0, 128, 0}, w.weight, {nullptr, 0, 64, 64}, {}, {}, nullptr));
+  EXPECT_OK(fp8_gemm_stream({nullptr, nullptr, 0, 128, 0}, w.weight, {nullptr, 0, 64, 64}, {}, nullptr));
 }
 
 TEST(Fp8Stream, SaysWhatIsWrong) {
   Fp8Rows x{reinterpret_cast<uint8_t*>(1024), reinterpret_cast<float*>(1024), 4, 100, 4};
   const Fp8Weight w{reinterpret_cast<const uint8_t*>(1024), reinterpret_cast<const float*>(1024), 64, 100, 1};
   const Bf16Matrix y{reinterpret_cast<Bf16*>(1024), 4, 64, 64};
-  const Status status = fp8_gemm_stream(x, w, y, {}, {}, nullptr);
+  const Status status = fp8_gemm_stream(x, w, y, {}, nullptr);
   EXPECT_EQ(status.code(), Code::kInternal);
   EXPECT_NE(status.message().find("multiple of 128"), std::string::npos) << status.message();
   const Fp8Rows good{x.data, x.scales, 4, 1024, 4};
@@ -247,8 +247,8 @@ TEST(Fp8Stream, FiftyLaunchesBackToBack) {
   for (int round = 0; round < 2; ++round) {
     Guarded<Bf16> y_a(16 * 256), y_b(16 * 3072);
     for (int i = 0; i < (round == 0 ? 1 : 50); ++i) {
-      ASSERT_OK(fp8_gemm_stream(a.rows, split.weight, {y_a.get(), 16, 256, 256}, {}, {}, nullptr));
-      ASSERT_OK(fp8_gemm_stream(b.rows, whole.weight, {y_b.get(), 16, 3072, 3072}, {}, {}, nullptr));
+      ASSERT_OK(fp8_gemm_stream(a.rows, split.weight, {y_a.get(), 16, 256, 256}, {}, nullptr));
+      ASSERT_OK(fp8_gemm_stream(b.rows, whole.weight, {y_b.get(), 16, 3072, 3072}, {}, nullptr));
     }
     expect_synced();
     if (round == 0) {
@@ -362,7 +362,7 @@ TEST(Fp8Stream, WaitsForItsPredecessor) {
   const Guarded<int32_t> count(std::vector<int32_t>{0});
   const Guarded<Bf16> y(m * n), grouped(m * n);
   ASSERT_OK(write_late(x.data.get(), source.data.get(), m * k, count.get(), 0));
-  ASSERT_OK(fp8_gemm_stream(x.rows, w.weight, {y.get(), m, n, n}, {}, {}, nullptr));
+  ASSERT_OK(fp8_gemm_stream(x.rows, w.weight, {y.get(), m, n, n}, {}, nullptr));
   ASSERT_OK(write_late(x.data.get(), source.data.get(), m * k, count.get(), 1));
   ASSERT_OK(fp8_grouped_gemm_stream(x.rows, w.weight, {list.get(), count.get(), 1, 8}, {grouped.get(), m, n, n}, nullptr));
   expect_synced();

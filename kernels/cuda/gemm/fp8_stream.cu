@@ -216,8 +216,7 @@ Status start(DenseParams& p, Stream stream) {
 
 }  // namespace
 
-Status fp8_gemm_stream(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const GemmOptions& options,
-                       const GemmWorkspace&, Stream stream) {
+Status fp8_gemm_stream(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const GemmOptions& options, Stream stream) {
   if (x.rows == 0) return {};
   return fp8_gemm_stream_with(choose_stream(std::min(x.rows, kStreamMaxRows), w.n, w.k, options.deterministic), x, w, y, stream);
 }

@@ -10,12 +10,7 @@
 
 namespace dsv3::cuda {
 
-// Splits are summed through distributed shared memory: no product needs scratch today.
-int64_t gemm_workspace_bytes() { return 0; }
-int64_t gemm_workspace_counters() { return 0; }
-
-Status fp8_gemm(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const GemmOptions& options, const GemmWorkspace& ws,
-                Stream stream) {
+Status fp8_gemm(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const GemmOptions& options, Stream stream) {
   if (x.rows == 0) return {};
   const GemmChoice choice = choose_gemm(x.rows, w.n, w.k, options.deterministic);
   if (choice.kernel == GemmKernel::kTiles) {
@@ -29,7 +24,7 @@ Status fp8_gemm(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const
     slice.scales += begin;
     slice.rows = std::min(kStreamMaxRows, x.rows - begin);
     const Bf16Matrix out{y.data + begin * y.stride, slice.rows, y.cols, y.stride};
-    if (Status s = fp8_gemm_stream(slice, w, out, options, ws, stream); !s.ok()) return s;
+    if (Status s = fp8_gemm_stream(slice, w, out, options, stream); !s.ok()) return s;
   }
   return {};
 }

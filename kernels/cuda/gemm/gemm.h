@@ -10,24 +10,13 @@
 
 namespace dsv3::cuda {
 
-/// Scratch of split products, owned by the caller, one per stream. `counters` are zero before and after every call.
-struct GemmWorkspace {
-  float* partials = nullptr;
-  int64_t partial_bytes = 0;   ///< gemm_workspace_bytes() is always enough
-  int32_t* counters = nullptr;
-  int64_t num_counters = 0;
-};
-int64_t gemm_workspace_bytes();
-int64_t gemm_workspace_counters();
-
 struct GemmOptions {
   /// The same bits for a row whatever the number of rows: splits of K depend on n and k alone, sums in order of split.
   bool deterministic = false;
 };
 
 /// y[m, n] = x[m, k] W[n, k]^T, BF16 result. x.rows == y.rows (0 is legal); y.stride * 2 a multiple of 16, y on 16 bytes.
-Status fp8_gemm(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const GemmOptions& options, const GemmWorkspace& ws,
-                Stream stream);
+Status fp8_gemm(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const GemmOptions& options, Stream stream);
 
 /// For every tile t < *tiles.count: y[rows of t] = x[rows of t] W[t.expert]^T. Rows outside all tiles are left alone. x and
 /// y are in the permuted order; x has tiles' rows plus min(tile_rows, 128) - 1 rows that may be read and are ignored.
@@ -63,8 +52,7 @@ Status simple_head_product(const HeadProduct& p, Stream stream);
 Status fp8_gemm_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, Stream stream);
 Status fp8_grouped_gemm_tiles(const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles& tiles, const Bf16Matrix& y, Stream stream);
 /// x.rows <= 128.
-Status fp8_gemm_stream(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const GemmOptions& options,
-                       const GemmWorkspace& ws, Stream stream);
+Status fp8_gemm_stream(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const GemmOptions& options, Stream stream);
 /// tiles.tile_rows <= 128.
 Status fp8_grouped_gemm_stream(const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles& tiles, const Bf16Matrix& y, Stream stream);
 
