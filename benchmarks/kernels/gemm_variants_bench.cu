@@ -79,8 +79,8 @@ void bench_dense(const Shape& shape, Report& report) {
     for (const StreamTile& tile : kStreamTiles) {
       if (tile.tokens > stream_tokens(m) || tile.tokens * 4 < m) continue;
       for (const int splits : kStreamSplits) {
-        const StreamShape variant{tile.tokens, tile.weight_rows, splits, tile.peers};
-        if (splits * tile.peers > 8 || shape.k / 128 / splits < 2) continue;
+        const StreamShape variant{tile.tokens, tile.weight_rows, splits};
+        if (shape.k / 128 / splits < 2) continue;
         if (predict_stream_us(variant, m, shape.n, shape.k) > 1.7 * least + 1.0) continue;  // hopeless
         time(describe(variant), [&](int i, Stream stream) { return fp8_gemm_stream_with(variant, rows, weight(i), out, stream); });
       }

@@ -8,9 +8,6 @@
 // Each token's arithmetic is the same for every tile; in deterministic mode the splits depend on n and k alone, too, so that a
 // row's bits never depend on the batch. Otherwise tile and splits are those measured best (gemm_choice.h).
 //
-// Pairs: two blocks with neighbouring weight rows and the same share of K load half of the activations each, for both
-// (multicast), which takes half of that traffic from L2. A stage is free when the consumers of both have read it.
-//
 // What bounds many tokens: not HBM but what an SM gets from L2 (rows + tokens of 128 bytes a stage), the latency of a stage
 // (tensor core, then promotion: 0.2 to 0.45 us) where there are few blocks, and the exchange of split tiles.
 //
@@ -44,21 +41,21 @@ struct DenseParams {
   int m, n, k_blocks, splits, token_tiles;
 };
 
-/// Where a block works: weight rows from row_begin, `tokens` tokens from token_begin, `count` blocks of K from k_begin. Its rank
-/// in the cluster: split * kPeers + peer.
+/// Where a block works: weight rows from row_begin, `tokens` tokens from token_begin, `count` blocks of K from k_begin. `split` is
+/// its rank in the cluster.
 struct Place {
-  int row_begin, token_begin, tokens, k_begin, count, split, peer;
+  int row_begin, token_begin, tokens, k_begin, count, split;
 };
 
 /// Sums the tile over the splits, in order, and stores this block's even share of it: four rows of one token a thread and turn.
 /// Each block of a cluster reads nearly rows x tokens x 4 bytes from its neighbours, at about 20 bytes/ns.
 /// `tile`: [kTokens][kTilePitch] floats at the same place in each block of the cluster.
-template <class S, int kPeers, int kSplits>
+template <class S, int kSplits>
 __device__ void reduce_and_store(const DenseParams& p, const float* tile, const Place& place, int thread) {
   constexpr int kChunks = S::kRows / 4;
   uint32_t from[kSplits];
 #pragma unroll
-  for (int s = 0; s < kSplits; ++s) from[s] = kSplits > 1 ? cluster_address(tile, s * kPeers + place.peer) : 0;
+  for (int s = 0; s < kSplits; ++s) from[s] = kSplits > 1 ? cluster_address(tile, s) : 0;
   const int chunks = place.tokens * kChunks, share = (chunks + kSplits - 1) / kSplits;
   const int end = min(chunks, (place.split + 1) * share);
   for (int c = place.split * share + thread; c < end; c += S::kConsumers) {
@@ -81,7 +78,7 @@ __device__ void reduce_and_store(const DenseParams& p, const float* tile, const 
 }
 
 /// The producer warp.
-template <int kTokens, int kRows, int kPeers>
+template <int kTokens, int kRows>
 __device__ void produce(const DenseParams& p, const Memory<kTokens, kRows>& memory, const Place& place, int lane) {
   using S = Shape<kTokens, kRows>;
   const uint64_t hint = p.token_tiles > 1 ? kEvictNormal : kEvictFirst;  // other blocks read the same weights
@@ -91,13 +88,7 @@ __device__ void produce(const DenseParams& p, const Memory<kTokens, kRows>& memo
   };
   const auto load_tokens = [&](int i, int stage) {
     const int column = (place.k_begin + i) * 128;
-    if constexpr (kPeers == 1) {
-      tma_load_2d(memory.tokens(stage), &p.maps.tokens, memory.full(stage), column, place.token_begin);
-    } else {  // both blocks' barriers count both halves; tokens past m come as zeros, and count
-      constexpr int kHalf = kTokens / kPeers;
-      tma_load_2d_multicast(memory.tokens(stage) + place.peer * kHalf * 128, &p.maps.tokens, memory.full(stage), column,
-                            place.token_begin + place.peer * kHalf, static_cast<uint16_t>(3u << (place.split * kPeers)));
-    }
+    tma_load_2d(memory.tokens(stage), &p.maps.tokens, memory.full(stage), column, place.token_begin);
     tma_load_2d(memory.scales(stage), &p.maps.scales, memory.full(stage), place.token_begin, place.k_begin + i);
   };
   const int early = min(place.count, S::kStages);
@@ -105,7 +96,6 @@ __device__ void produce(const DenseParams& p, const Memory<kTokens, kRows>& memo
     for (int i = 0; i < early; ++i) load_weights(i, i);
   }
   __syncwarp();
-  if constexpr (kPeers > 1) cluster_wait();  // the peer's barriers are initialized
   if (lane == 0) {
     wait_for_previous();
     for (int i = 0; i < early; ++i) load_tokens(i, i);
@@ -120,7 +110,7 @@ __device__ void produce(const DenseParams& p, const Memory<kTokens, kRows>& memo
   __syncwarp();
 }
 
-template <int kTokens, int kRows, int kPeers>
+template <int kTokens, int kRows>
 __global__ void __launch_bounds__(Shape<kTokens, kRows>::kThreads, Shape<kTokens, kRows>::kBlocksPerSm)
     stream_kernel(const __grid_constant__ DenseParams p) {
   using S = Shape<kTokens, kRows>;
@@ -128,35 +118,31 @@ __global__ void __launch_bounds__(Shape<kTokens, kRows>::kThreads, Shape<kTokens
   extern __shared__ __align__(1024) uint8_t raw_memory[];
   const Memory<kTokens, kRows> memory(raw_memory);
   const int thread = threadIdx.x;
-  // Along x: peers (neighbours in rows), splits (a cluster holds all peers and splits), tiles of tokens (they share weights), rows.
+  // Along x: splits (a cluster), tiles of tokens (they share weights), rows.
   Place place;
-  place.peer = blockIdx.x % kPeers;
-  place.split = blockIdx.x / kPeers % p.splits;
-  const int tile = blockIdx.x / (kPeers * p.splits);
-  place.row_begin = (tile / p.token_tiles * kPeers + place.peer) * S::kRows;  // a peer may lie past n: all zeros, nothing stored
+  place.split = blockIdx.x % p.splits;
+  const int tile = blockIdx.x / p.splits;
+  place.row_begin = tile / p.token_tiles * S::kRows;
   place.token_begin = tile % p.token_tiles * kTokens;
   place.tokens = min(kTokens, p.m - place.token_begin);
   place.k_begin = p.k_blocks * place.split / p.splits;
   place.count = p.k_blocks * (place.split + 1) / p.splits - place.k_begin;
   if (thread == S::kConsumers) stream::prefetch(p.maps);
-  memory.init_barriers(kPeers);
-  if constexpr (kPeers > 1) cluster_arrive();
+  memory.init_barriers();
   float* partial = reinterpret_cast<float*>(memory.base);
 
   if (thread >= S::kConsumers) {
-    produce<kTokens, kRows, kPeers>(p, memory, place, thread - S::kConsumers);
+    produce<kTokens, kRows>(p, memory, place, thread - S::kConsumers);
   } else {
     float* weight_scales = memory.weight_scales();
-    const float* band = p.weight_scales + static_cast<int64_t>(min(place.row_begin, p.n - 1) / 128) * p.k_blocks + place.k_begin;
+    const float* band = p.weight_scales + static_cast<int64_t>(place.row_begin / 128) * p.k_blocks + place.k_begin;
     for (int i = thread; i < place.count; i += S::kConsumers) weight_scales[i] = __ldg(band + i);
     named_barrier_sync(1, S::kConsumers);
-    if constexpr (kPeers > 1) cluster_wait();
     wait_for_previous();  // y may still be read
 
     constexpr int kMine = S::kGroupTokens;
     const int warp = thread % 128 / 32, lane = thread % 32, group = thread / 128;
     const int group_row = S::kShareTokens ? 0 : group * 64, group_token = S::kShareTokens ? group * kMine : 0;
-    const uint32_t peers_empty = kPeers > 1 ? cluster_address(memory.empty(0), place.split * kPeers + (place.peer ^ 1)) : 0;
     float sum[kMine / 2] = {}, part[kMine / 2] = {};
     Cursor<S::kStages> at;
     for (int i = 0; i < place.count; ++i, at.advance()) {
@@ -164,10 +150,7 @@ __global__ void __launch_bounds__(Shape<kTokens, kRows>::kThreads, Shape<kTokens
       stream::add_stage<kMine>(sum, part, memory.weights(at.stage) + group_row * 128, memory.tokens(at.stage) + group_token * 128,
                                memory.scales(at.stage) + group_token, weight_scales[i]);
       __syncwarp();
-      if (lane == 0) {
-        barrier_arrive(memory.empty(at.stage));
-        if constexpr (kPeers > 1) barrier_arrive_cluster(peers_empty + at.stage * 8);
-      }
+      if (lane == 0) barrier_arrive(memory.empty(at.stage));
     }
     named_barrier_sync(1, S::kConsumers);  // nobody reads the ring any more, and no copy is on its way: the tile goes there
     float* mine = partial + (group_token + 2 * (lane % 4)) * S::kTilePitch + group_row + warp * 16 + lane / 4;
@@ -180,21 +163,20 @@ __global__ void __launch_bounds__(Shape<kTokens, kRows>::kThreads, Shape<kTokens
     }
     if (p.splits == 1) {
       named_barrier_sync(1, S::kConsumers);
-      reduce_and_store<S, kPeers, 1>(p, partial, place, thread);
+      reduce_and_store<S, 1>(p, partial, place, thread);
     }
   }
-  if (p.splits == 1 && kPeers == 1) return;
+  if (p.splits == 1) return;
   __syncwarp();
   cluster_arrive();
-  cluster_wait();  // also: the peer has arrived on this block's barriers for the last time
-  if (p.splits == 1) return;
+  cluster_wait();
   if (thread < S::kConsumers) {
-    switch (p.splits) {  // those of kStreamSplits; with peers at most 4
-      case 2: reduce_and_store<S, kPeers, 2>(p, partial, place, thread); break;
-      case 3: reduce_and_store<S, kPeers, 3>(p, partial, place, thread); break;
-      case 4: reduce_and_store<S, kPeers, 4>(p, partial, place, thread); break;
-      case 6: reduce_and_store<S, kPeers, 6>(p, partial, place, thread); break;
-      default: reduce_and_store<S, kPeers, 8>(p, partial, place, thread); break;
+    switch (p.splits) {  // those of kStreamSplits
+      case 2: reduce_and_store<S, 2>(p, partial, place, thread); break;
+      case 3: reduce_and_store<S, 3>(p, partial, place, thread); break;
+      case 4: reduce_and_store<S, 4>(p, partial, place, thread); break;
+      case 6: reduce_and_store<S, 6>(p, partial, place, thread); break;
+      default: reduce_and_store<S, 8>(p, partial, place, thread); break;
     }
   }
   __syncwarp();
@@ -202,14 +184,14 @@ __global__ void __launch_bounds__(Shape<kTokens, kRows>::kThreads, Shape<kTokens
   cluster_wait();
 }
 
-template <int kTokens, int kRows, int kPeers>
+template <int kTokens, int kRows>
 Status start(DenseParams& p, Stream stream) {
   using S = Shape<kTokens, kRows>;
-  const auto kernel = stream_kernel<kTokens, kRows, kPeers>;
+  const auto kernel = stream_kernel<kTokens, kRows>;
   if (Status s = allow_shared_bytes("fp8_gemm_stream", kernel, S::kSharedBytes); !s.ok()) return s;
   p.token_tiles = (p.m + kTokens - 1) / kTokens;
-  const int row_tiles = (p.n + kRows * kPeers - 1) / (kRows * kPeers);
-  const unsigned cluster = static_cast<unsigned>(p.splits * kPeers);
+  const int row_tiles = (p.n + kRows - 1) / kRows;
+  const unsigned cluster = static_cast<unsigned>(p.splits);
   return launch("fp8_gemm_stream", kernel, {dim3(static_cast<unsigned>(row_tiles * p.token_tiles) * cluster), dim3(S::kThreads),
                                             S::kSharedBytes, cluster}, stream, p);
 }
@@ -227,11 +209,10 @@ Status fp8_gemm_stream_with(const StreamShape& shape, const Fp8Rows& x, const Fp
   if (what == nullptr && x.rows != y.rows) what = "x and y differ in rows";
   if (what == nullptr && x.rows > kStreamMaxRows) what = "more than 128 rows";
   if (what == nullptr && w.count != 1) what = "a dense product of several weights";
-  if (what == nullptr && (std::ranges::find(kStreamSplits, shape.splits) == kStreamSplits.end() || shape.splits > w.k / 128 ||
-                          shape.splits * shape.peers > kStreamSplits.back())) {
+  if (what == nullptr && (std::ranges::find(kStreamSplits, shape.splits) == kStreamSplits.end() || shape.splits > w.k / 128)) {
     what = "no such number of splits";
   }
-  if (what == nullptr && std::ranges::find(kStreamTiles, StreamTile{shape.tokens, shape.weight_rows, shape.peers}) == kStreamTiles.end()) {
+  if (what == nullptr && std::ranges::find(kStreamTiles, StreamTile{shape.tokens, shape.weight_rows}) == kStreamTiles.end()) {
     what = "no such tile";
   }
   if (what != nullptr) {
@@ -239,7 +220,7 @@ Status fp8_gemm_stream_with(const StreamShape& shape, const Fp8Rows& x, const Fp
                                  ", k " + std::to_string(w.k) + ", " + describe(shape) + ")"};
   }
   DenseParams p{};
-  if (Status s = stream::make_maps(x, w, shape.weight_rows, shape.tokens, &p.maps, shape.tokens / shape.peers); !s.ok()) return s;
+  if (Status s = stream::make_maps(x, w, shape.weight_rows, shape.tokens, &p.maps); !s.ok()) return s;
   p.weight_scales = w.scales;
   p.y = y.data;
   p.y_stride = y.stride;
@@ -247,15 +228,13 @@ Status fp8_gemm_stream_with(const StreamShape& shape, const Fp8Rows& x, const Fp
   p.n = static_cast<int>(w.n);
   p.k_blocks = static_cast<int>(w.k / 128);
   p.splits = shape.splits;
-  const bool narrow = shape.weight_rows == 64, pair = shape.peers == 2;
+  const bool narrow = shape.weight_rows == 64;
   switch (shape.tokens) {
-    case 8: return start<8, 64, 1>(p, stream);
-    case 16: return start<16, 64, 1>(p, stream);
-    case 32: return start<32, 64, 1>(p, stream);
-    case 64: return narrow ? start<64, 64, 1>(p, stream) : start<64, 128, 1>(p, stream);
-    default:
-      if (pair) return narrow ? start<128, 64, 2>(p, stream) : start<128, 128, 2>(p, stream);
-      return narrow ? start<128, 64, 1>(p, stream) : start<128, 128, 1>(p, stream);
+    case 8: return start<8, 64>(p, stream);
+    case 16: return start<16, 64>(p, stream);
+    case 32: return start<32, 64>(p, stream);
+    case 64: return narrow ? start<64, 64>(p, stream) : start<64, 128>(p, stream);
+    default: return narrow ? start<128, 64>(p, stream) : start<128, 128>(p, stream);
   }
 }
 

@@ -73,7 +73,7 @@ Best nearest(int64_t m, int64_t n, int64_t k) {
 }
 
 int64_t count_blocks(const StreamShape& shape, int64_t m, int64_t n) {
-  return ceil_div(n, shape.weight_rows * shape.peers) * shape.peers * ceil_div(m, shape.tokens) * shape.splits;
+  return ceil_div(n, shape.weight_rows) * ceil_div(m, shape.tokens) * shape.splits;
 }
 
 double product_bytes(int64_t m, int64_t n, int64_t k) { return static_cast<double>(n * k + m * k + 2 * m * n); }
@@ -108,8 +108,7 @@ double predict_stream_us(const StreamShape& shape, int64_t m, int64_t n, int64_t
   const double of_sm = blocks <= places || alone ? static_cast<double>(ceil_div(blocks, kSms)) : static_cast<double>(blocks) / kSms + 0.5;
   const auto stages = static_cast<double>(ceil_div(k / 128, shape.splits));
   const double stage_bytes = 128.0 * (shape.weight_rows + shape.tokens);
-  const double hbm = product_bytes(m, n, k) / kHbm, l2_bytes = 128.0 * (shape.weight_rows + shape.tokens / shape.peers);
-  const double l2 = static_cast<double>(blocks) * stages * l2_bytes / kL2;
+  const double hbm = product_bytes(m, n, k) / kHbm, l2 = static_cast<double>(blocks) * stages * stage_bytes / kL2;
   const double sm = of_sm * stages * stage_bytes / kIntoSm;
   const double stage_us = 128.0 * shape.weight_rows * shape.tokens / (kMacsPerCycle * kCyclesPerUs) + kStageLatency +
                           kTokenLatency * shape.tokens;
@@ -130,7 +129,7 @@ StreamShape choose_stream(int64_t m, int64_t n, int64_t k, bool deterministic) {
   const int fixed = best.splits;
   double least = predict_stream_us(best, m, n, k);
   for (const StreamTile& tile : kStreamTiles) {
-    if (tile.tokens < 32 || tile.tokens > stream_tokens(m) || tile.peers > 1) continue;  // pairs were never the fastest
+    if (tile.tokens < 32 || tile.tokens > stream_tokens(m)) continue;
     for (const int splits : kStreamSplits) {
       if (deterministic ? splits != fixed : splits > 1 && k / 128 / splits < kLeastStages) continue;
       const StreamShape shape{tile.tokens, tile.weight_rows, splits};
@@ -160,7 +159,6 @@ GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, bool deterministic) {
   choice.tokens = shape.tokens;
   choice.weight_rows = shape.weight_rows;
   choice.splits = shape.splits;
-  choice.peers = shape.peers;
   choice.blocks = count_blocks(shape, rows, n);
   return choice;
 }
@@ -202,12 +200,12 @@ int grouped_tile_rows(int64_t rows, int64_t top_k, int64_t experts) {
 
 std::string describe(const StreamShape& shape) {
   return std::to_string(shape.tokens) + " tokens x " + std::to_string(shape.weight_rows) + " rows, " + std::to_string(shape.splits) +
-         (shape.splits == 1 ? " split" : " splits") + (shape.peers > 1 ? ", pairs" : "");
+         (shape.splits == 1 ? " split" : " splits");
 }
 
 std::string describe(const GemmChoice& choice) {
   if (choice.kernel == GemmKernel::kTiles) return "tiles";
-  std::string text = "stream: " + describe(StreamShape{choice.tokens, choice.weight_rows, choice.splits, choice.peers}) + ", " +
+  std::string text = "stream: " + describe(StreamShape{choice.tokens, choice.weight_rows, choice.splits}) + ", " +
                      std::to_string(choice.blocks) + " blocks";
   if (choice.launches > 1) text += ", " + std::to_string(choice.launches) + " launches";
   return text;

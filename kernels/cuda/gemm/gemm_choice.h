@@ -13,19 +13,17 @@ namespace dsv3::cuda {
 enum class GemmKernel { kStream, kTiles };
 
 /// What a block of the streaming kernel computes: rows of x times rows of W.
-/// peers = 2: two blocks with neighbouring rows of W share their loads of x.
 struct StreamTile {
-  int tokens = 0, weight_rows = 0, peers = 1;
+  int tokens = 0, weight_rows = 0;
   bool operator==(const StreamTile&) const = default;
 };
 /// All that are compiled. {128, 128} has a multiprocessor to itself, of the others it holds two.
-inline constexpr std::array<StreamTile, 9> kStreamTiles = {
-    {{8, 64}, {16, 64}, {32, 64}, {64, 64}, {64, 128}, {128, 64}, {128, 128}, {128, 64, 2}, {128, 128, 2}}};
-/// Blocks that may share the K of a tile. 8: the portable size of a cluster (splits * peers).
+inline constexpr std::array<StreamTile, 7> kStreamTiles = {{{8, 64}, {16, 64}, {32, 64}, {64, 64}, {64, 128}, {128, 64}, {128, 128}}};
+/// Blocks that may share the K of a tile. 8: the portable size of a cluster.
 inline constexpr std::array<int, 6> kStreamSplits = {1, 2, 3, 4, 6, 8};
 
 struct StreamShape {
-  int tokens = 0, weight_rows = 0, splits = 1, peers = 1;
+  int tokens = 0, weight_rows = 0, splits = 1;
   bool operator==(const StreamShape&) const = default;
 };
 
@@ -34,7 +32,6 @@ struct GemmChoice {
   int tokens = 0;       ///< rows of x a block computes (kStream)
   int weight_rows = 0;  ///< rows of W a block computes (kStream)
   int splits = 1;       ///< blocks that share the K of a tile: a cluster (kStream)
-  int peers = 1;        ///< blocks that share loads of x (kStream)
   int launches = 1;     ///< kStream in deterministic mode with many rows: slices of kStreamMaxRows
   int64_t blocks = 0;   ///< of one launch (kStream)
 };
@@ -70,7 +67,7 @@ double predict_tiles_us(int64_t m, int64_t n, int64_t k);
 /// fp8_gemm_stream() with a given tile and splits (tests and tuning); x.rows <= 128.
 Status fp8_gemm_stream_with(const StreamShape& shape, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, Stream stream);
 
-/// "64 tokens x 128 rows, 2 splits"; ", pairs" where blocks share x
+/// "64 tokens x 128 rows, 2 splits"
 std::string describe(const StreamShape& shape);
 /// "stream: 8 tokens x 64 rows, 4 splits, 132 blocks".
 std::string describe(const GemmChoice& choice);

@@ -71,12 +71,12 @@ struct Memory {
   __device__ uint64_t* full(int stage) const { return reinterpret_cast<uint64_t*>(base + S::kBarriersAt) + stage; }
   __device__ uint64_t* empty(int stage) const { return full(S::kStages + stage); }
 
-  /// By all threads. full: one arrival (the producer's, with the bytes); empty: one of each consumer warp of `peers` blocks.
-  __device__ void init_barriers(int peers = 1) const {
+  /// By all threads. full: one arrival (the producer's, with the bytes); empty: one of each consumer warp.
+  __device__ void init_barriers() const {
     if (threadIdx.x == 0) {
       for (int s = 0; s < S::kStages; ++s) {
         barrier_init(full(s), 1);
-        barrier_init(empty(s), peers * S::kConsumers / 32);
+        barrier_init(empty(s), S::kConsumers / 32);
       }
       fence_barrier_init();
     }
@@ -144,13 +144,12 @@ __device__ inline void prefetch(const Maps& maps) {
   prefetch_tensor_map(&maps.tokens);
   prefetch_tensor_map(&maps.scales);
 }
-/// Boxes: rows of W, tokens (of the scales), and tokens of one copy of activations (0: as many).
-inline Status make_maps(const Fp8Rows& x, const Fp8Weight& w, int weight_box, int token_box, Maps* maps, int copy_tokens = 0) {
+/// Boxes: rows of W, tokens.
+inline Status make_maps(const Fp8Rows& x, const Fp8Weight& w, int weight_box, int token_box, Maps* maps) {
   const TensorMap2d weights{.data = w.data, .rows = static_cast<uint64_t>(w.n * w.count), .cols = static_cast<uint64_t>(w.k),
                             .row_bytes = static_cast<uint64_t>(w.k), .box_rows = static_cast<uint32_t>(weight_box), .box_cols = 128};
   const TensorMap2d tokens{.data = x.data, .rows = static_cast<uint64_t>(x.rows), .cols = static_cast<uint64_t>(x.cols),
-                           .row_bytes = static_cast<uint64_t>(x.cols),
-                           .box_rows = static_cast<uint32_t>(copy_tokens > 0 ? copy_tokens : token_box), .box_cols = 128};
+                           .row_bytes = static_cast<uint64_t>(x.cols), .box_rows = static_cast<uint32_t>(token_box), .box_cols = 128};
   // [k / 128][rows]: columns past the rows come as zeros, whatever the padding holds.
   const TensorMap2d scales{.data = x.scales, .type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32, .element_bytes = 4,
                            .rows = static_cast<uint64_t>(x.cols / 128), .cols = static_cast<uint64_t>(x.rows),
