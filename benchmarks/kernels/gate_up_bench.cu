@@ -1,4 +1,5 @@
-// fp8_gate_up at DeepSeek-V3's experts and dense MLPs; baseline the two launches that it replaces, product and activation.
+// fp8_gate_up at DeepSeek-V3's experts and dense MLPs; baseline the two launches that it replaces, product and
+// activation.
 #include <algorithm>
 #include <cstdio>
 
@@ -41,18 +42,25 @@ constexpr Shape kShapes[] = {
 class ShapeBench {
  public:
   explicit ShapeBench(const Shape& shape)
-      : shape_(shape), count_(std::max<int64_t>(shape.experts, 1)), n_(2 * shape.width), rows_(shape.hit * ((shape.rows + 7) / 8 * 8) + 32),
-        copies_(copies_beyond_l2(shape.hit * n_ * kK, std::max<int>(1, static_cast<int>(8'000'000'000 / (count_ * n_ * kK))))),
+      : shape_(shape),
+        count_(std::max<int64_t>(shape.experts, 1)),
+        n_(2 * shape.width),
+        rows_(shape.hit * ((shape.rows + 7) / 8 * 8) + 32),
+        copies_(copies_beyond_l2(shape.hit * n_ * kK,
+                                 std::max<int>(1, static_cast<int>(8'000'000'000 / (count_ * n_ * kK))))),
         w_(copies_ * count_ * n_ * kK, Buffer::Fill::kNormalE4m3, 1),
         w_scales_(copies_ * count_ * n_ / 128 * (kK / 128) * 4, Buffer::Fill::kScales, 2),
-        x_(rows_ * kK, Buffer::Fill::kNormalE4m3, 3), x_scales_(rows_ * (kK / 128) * 4, Buffer::Fill::kScales, 4),
-        gate_up_(rows_ * n_ * 2, Buffer::Fill::kZero), out_(rows_ * shape.width, Buffer::Fill::kZero),
+        x_(rows_ * kK, Buffer::Fill::kNormalE4m3, 3),
+        x_scales_(rows_ * (kK / 128) * 4, Buffer::Fill::kScales, 4),
+        gate_up_(rows_ * n_ * 2, Buffer::Fill::kZero),
+        out_(rows_ * shape.width, Buffer::Fill::kZero),
         out_scales_(rows_ * (shape.width / 128) * 4, Buffer::Fill::kZero),
         list_(shape.max_tiles * int64_t{sizeof(ExpertTile)}, Buffer::Fill::kZero),
         used_(4, Buffer::Fill::kZero) {
     std::vector<ExpertTile> tiles(static_cast<size_t>(shape.max_tiles));
     for (int64_t i = 0; i < shape.hit; ++i) {
-      tiles[static_cast<size_t>(i)] = {static_cast<int32_t>(i * count_ / shape.hit), static_cast<int32_t>(i * ((shape.rows + 7) / 8 * 8)),
+      tiles[static_cast<size_t>(i)] = {static_cast<int32_t>(i * count_ / shape.hit),
+                                       static_cast<int32_t>(i * ((shape.rows + 7) / 8 * 8)),
                                        static_cast<int32_t>(shape.rows), 0};
     }
     const auto used = static_cast<int32_t>(shape.hit);
@@ -68,21 +76,24 @@ class ShapeBench {
     Row row;
     row.kernel = splits == 0 ? kKernel : kVariants;
     const int chosen = gate_up_splits(kK);
-    row.shape = std::string(shape_.name) + " " + std::to_string(n_) + "x7168 E=" + std::to_string(shape_.hit) + " m=" +
-                std::to_string(shape_.rows) +
+    row.shape = std::string(shape_.name) + " " + std::to_string(n_) + "x7168 E=" + std::to_string(shape_.hit) +
+                " m=" + std::to_string(shape_.rows) +
                 (splits == 0 ? " (splits " + std::to_string(chosen) + ")" : " variant=splits" + std::to_string(splits));
     row.flops = 2.0 * real * static_cast<double>(n_ * kK);
-    row.bytes = weights * (1 + 4.0 / 16384) + real * (kK * (1 + 4.0 / 128) + static_cast<double>(shape_.width) * (1 + 4.0 / 128));
+    row.bytes = weights * (1 + 4.0 / 16384) +
+                real * (kK * (1 + 4.0 / 128) + static_cast<double>(shape_.width) * (1 + 4.0 / 128));
     row.limit_us = std::max(row.bytes / roofs.hbm_gbps * 1e-3, row.flops / roofs.fp8_tflops * 1e-6);
     const int launches = std::max(copies_, static_cast<int>(std::min(100.0, 1000.0 / (row.limit_us * 1.3 + 1.0)) + 1));
-    const Result<Timing> ours = time_chain(launches, 5, [&](int i, Stream stream) { return run(i, splits, stream); }, 0);
+    const Result<Timing> ours = time_chain(
+        launches, 5, [&](int i, Stream stream) { return run(i, splits, stream); }, 0);
     if (!ours.ok()) {
       std::fprintf(stderr, "kernel_bench: %s: %s\n", row.shape.c_str(), ours.status().message().c_str());
       return;
     }
     row.us = ours->us, row.spread = ours->spread;
     if (splits == 0) {
-      const Result<Timing> two = time_chain(launches, 5, [&](int i, Stream stream) { return run_two(i, stream); }, 0);
+      const Result<Timing> two = time_chain(
+          launches, 5, [&](int i, Stream stream) { return run_two(i, stream); }, 0);
       if (two.ok()) row.baseline = "product, then silu_mul", row.baseline_us = two->us;
     }
     report.add(row);
@@ -91,13 +102,17 @@ class ShapeBench {
  private:
   Fp8Weight weight(int i) const {
     const int64_t copy = i % copies_;
-    return {w_.as<uint8_t>() + copy * count_ * n_ * kK, w_scales_.as<float>() + copy * count_ * n_ / 128 * (kK / 128), n_, kK, count_};
+    return {w_.as<uint8_t>() + copy * count_ * n_ * kK, w_scales_.as<float>() + copy * count_ * n_ / 128 * (kK / 128),
+            n_, kK, count_};
   }
   bool dense() const { return shape_.experts == 0; }
   Fp8Rows x() const { return {x_.as<uint8_t>(), x_scales_.as<float>(), dense() ? shape_.rows : rows_, kK, rows_}; }
-  Fp8Rows out() const { return {out_.as<uint8_t>(), out_scales_.as<float>(), dense() ? shape_.rows : rows_, shape_.width, rows_}; }
+  Fp8Rows out() const {
+    return {out_.as<uint8_t>(), out_scales_.as<float>(), dense() ? shape_.rows : rows_, shape_.width, rows_};
+  }
   ExpertTiles tiles() const {
-    return {list_.as<ExpertTile>(), used_.as<int32_t>(), static_cast<int32_t>(shape_.max_tiles), shape_.rows <= 8 ? 8 : 16};
+    return {list_.as<ExpertTile>(), used_.as<int32_t>(), static_cast<int32_t>(shape_.max_tiles),
+            shape_.rows <= 8 ? 8 : 16};
   }
   Status run(int i, int splits, Stream stream) {
     const GateUpOptions options{.splits = splits};
@@ -108,7 +123,7 @@ class ShapeBench {
   Status run_two(int i, Stream stream) {
     const Bf16Matrix y{gate_up_.as<Bf16>(), x().rows, n_, n_};
     const Status product =
-        dense() ? fp8_gemm_stream(x(), weight(i), y, {}, stream) : fp8_grouped_gemm(x(), weight(i), tiles(), y, {}, stream);
+        dense() ? fp8_gemm(x(), weight(i), y, {}, stream) : fp8_grouped_gemm(x(), weight(i), tiles(), y, {}, stream);
     return product.ok() ? silu_mul(y, {}, out(), false, stream) : product;
   }
 
@@ -127,7 +142,8 @@ void bench_gate_up(const Options& options, Report& report) {
     if ((options.quick && !shape.quick) || (!wants(kKernel) && !shape.variants)) continue;
     ShapeBench bench(shape);
     if (wants(kKernel)) bench.measure(0, report);
-    for (int splits = 1; splits <= kGateUpMaxSplits && shape.variants && wants(kVariants); splits *= 2) bench.measure(splits, report);
+    for (int splits = 1; splits <= kGateUpMaxSplits && shape.variants && wants(kVariants); splits *= 2)
+      bench.measure(splits, report);
   }
 }
 

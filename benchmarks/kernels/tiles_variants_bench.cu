@@ -1,5 +1,5 @@
-// Every tile of the tensor-core FP8 products at prefill sizes: what tiles_choice.cpp should choose. Runs only when asked
-// for by name (--filter tiles_variants); baseline of dense products: cuBLASLt with block scales.
+// Every tile of the tensor-core FP8 products at prefill sizes: what tiles_choice.cpp should choose. Runs only when
+// asked for by name (--filter tiles_variants); baseline of dense products: cuBLASLt with block scales.
 #include <algorithm>
 #include <cstdio>
 #include <functional>
@@ -26,8 +26,9 @@ struct Product {
 // clang-format off
 const std::vector<Product>& products() {
   static const std::vector<Product> list = {
-      {2112, 7168, 1, {4096}}, {24576, 1536, 1, {4096}}, {32768, 512, 1, {4096}}, {7168, 16384, 1, {4096}},
-      {4096, 7168, 1, {4096}}, {7168, 2048, 1, {4096}},
+      {2112, 7168, 1, {2048, 4096, 8192}}, {24576, 1536, 1, {2048, 4096}}, {32768, 512, 1, {2048, 4096}}, {7168, 16384, 1, {2048, 4096}},
+      {4096, 7168, 1, {2048, 4096, 8192}}, {7168, 2048, 1, {2048, 4096}}, {512, 7168, 1, {2048, 4096}}, {256, 7168, 1, {2048, 4096}},
+      {3072, 1536, 1, {2048, 4096}}, {1536, 1536, 1, {4096}}, {4096, 512, 1, {4096}}, {7168, 256, 1, {4096}}, {4608, 7168, 1, {4096}},
       {4096, 7168, 8, {8192}}, {4096, 7168, 32, {8192}}, {7168, 2048, 8, {8192}}, {7168, 2048, 32, {8192}},
       {4096, 7168, 256, {32768, 65536}}, {7168, 2048, 256, {32768, 65536}},
   };
@@ -38,7 +39,11 @@ const std::vector<Product>& products() {
 class ProductBench {
  public:
   ProductBench(const Product& product, Blas& blas)
-      : product_(product), blas_(blas), bands_((product.n + 127) / 128), groups_(product.k / 128), padded_((groups_ + 3) / 4 * 4),
+      : product_(product),
+        blas_(blas),
+        bands_((product.n + 127) / 128),
+        groups_(product.k / 128),
+        padded_((groups_ + 3) / 4 * 4),
         max_rows_(*std::max_element(product.rows.begin(), product.rows.end()) + 8 * product.experts),
         copies_(copies_beyond_l2(product.experts * product.n * product.k, 32)),
         w_(copies_ * product.experts * product.n * product.k, Buffer::Fill::kNormalE4m3, 1),
@@ -62,7 +67,10 @@ class ProductBench {
     if (!grouped) {
       const Result<Timing> theirs = time_chain(
           launches, kReplays,
-          [&](int i, Stream stream) { return blas_.fp8_block_gemm(rows(m), weight(i), weight(i).scales, y(m), stream); }, kSettleMs);
+          [&](int i, Stream stream) {
+            return blas_.fp8_block_gemm(rows(m), weight(i), weight(i).scales, y(m), stream);
+          },
+          kSettleMs);
       if (theirs.ok()) {
         row.baseline = "cuBLASLt block-scaled";
         row.baseline_us = theirs->us;
@@ -72,8 +80,12 @@ class ProductBench {
     if (!grouped) {
       for (const TileShape& each : kTileShapes) {
         if (each.rows < 128) continue;
-        add(row, each, "", launches,
-            [&](TileShape tile, int i, Stream stream) { return fp8_gemm_tiles_with(tile, rows(m), weight(i), y(m), stream); }, report);
+        add(
+            row, each, "", launches,
+            [&](TileShape tile, int i, Stream stream) {
+              return fp8_gemm_tiles(tile, rows(m), weight(i), y(m), stream);
+            },
+            report);
       }
       return;
     }
@@ -111,7 +123,8 @@ class ProductBench {
       const auto count = static_cast<int32_t>(list.size());
       const Buffer device_list(static_cast<int64_t>(list.size() * sizeof(ExpertTile)), Buffer::Fill::kZero);
       const Buffer device_count(4, Buffer::Fill::kZero);
-      if (cudaMemcpy(device_list.as<void>(), list.data(), list.size() * sizeof(ExpertTile), cudaMemcpyHostToDevice) != cudaSuccess ||
+      if (cudaMemcpy(device_list.as<void>(), list.data(), list.size() * sizeof(ExpertTile), cudaMemcpyHostToDevice) !=
+              cudaSuccess ||
           cudaMemcpy(device_count.as<void>(), &count, 4, cudaMemcpyHostToDevice) != cudaSuccess) {
         std::fprintf(stderr, "kernel_bench: %s: cannot copy the tiles\n", kKernel);
         return;
@@ -119,7 +132,7 @@ class ProductBench {
       cudaDeviceSynchronize();
       const ExpertTiles tiles{device_list.as<ExpertTile>(), device_count.as<int32_t>(), count, tile_rows};
       const Enqueue enqueue = [&](TileShape tile, int i, Stream stream) {
-        return fp8_grouped_gemm_tiles_with(tile, rows(begin), weight(i), tiles, y(begin), stream);
+        return fp8_grouped_gemm_tiles(tile, rows(begin), weight(i), tiles, y(begin), stream);
       };
       const std::string name = ",list " + std::to_string(tile_rows);
       for (const TileShape& each : kTileShapes) {
@@ -128,9 +141,10 @@ class ProductBench {
     }
   }
 
-  void add(Row row, TileShape tile, const std::string& suffix, int launches, const Enqueue& enqueue, Report& report) const {
-    const Result<Timing> ours =
-        time_chain(launches, kReplays, [&](int i, Stream stream) { return enqueue(tile, i, stream); }, kSettleMs);
+  void add(Row row, TileShape tile, const std::string& suffix, int launches, const Enqueue& enqueue,
+           Report& report) const {
+    const Result<Timing> ours = time_chain(
+        launches, kReplays, [&](int i, Stream stream) { return enqueue(tile, i, stream); }, kSettleMs);
     row.shape += " variant=" + to_string(tile) + suffix;
     if (!ours.ok()) {
       std::fprintf(stderr, "kernel_bench: %s %s: %s\n", kKernel, row.shape.c_str(), ours.status().message().c_str());
@@ -144,7 +158,8 @@ class ProductBench {
   Fp8Weight weight(int i) const {
     const int64_t copy = i % copies_;
     return {w_.as<uint8_t>() + copy * product_.experts * product_.n * product_.k,
-            w_scales_.as<float>() + copy * product_.experts * bands_ * padded_, product_.n, product_.k, product_.experts};
+            w_scales_.as<float>() + copy * product_.experts * bands_ * padded_, product_.n, product_.k,
+            product_.experts};
   }
   Fp8Rows rows(int64_t m) const { return {x_.as<uint8_t>(), x_scales_.as<float>(), m, product_.k, m}; }
   Bf16Matrix y(int64_t m) const { return {y_.as<Bf16>(), m, product_.n, product_.n}; }

@@ -1,13 +1,16 @@
-// Grouped y = x W_e^T over a list of tiles of few rows: experts of decode batches, at the speed at which weights come from HBM.
+// Grouped y = x W_e^T over a list of tiles of few rows: experts of decode batches, at the speed at which weights come
+// from HBM.
 //
-// Which experts are hit is device memory's knowledge (ExpertTiles), so nothing can be requested before the predecessor ends.
-// A persistent grid: an item is kRows weight rows of one tile, block b takes items b, b + grid, ...; the producer runs through
-// the stages of all its items without a pause, as far ahead as the ring allows, so that neither the epilogues nor the look-ups
-// of short items (K = 128: one stage) leave the memory idle. No split of K: a row's bits depend on the row and W_e alone.
+// Which experts are hit is device memory's knowledge (ExpertTiles), so nothing can be requested before the predecessor
+// ends. A persistent grid: an item is kRows weight rows of one tile, block b takes items b, b + grid, ...; the producer
+// runs through the stages of all its items without a pause, as far ahead as the ring allows, so that neither the
+// epilogues nor the look-ups of short items (K = 128: one stage) leave the memory idle. No split of K: a row's bits
+// depend on the row and W_e alone.
 //
-// Predictions, H100, microseconds for 256 experts with a tile of 8 rows each (bytes / 3.1 TB/s; DeepGEMM's masked form):
-//   4096 x 7168  2434 (2765)   7168 x 2048  1224 (1377)   512 x 7168  305 (367)   7168 x 256  163 (264)   256 x 7168  154 (206)
-//   7168 x 128   86 + output 10 (177)
+// Predictions, H100, microseconds for 256 experts with a tile of 8 rows each (bytes / 3.1 TB/s; DeepGEMM's masked
+// form):
+//   4096 x 7168  2434 (2765)   7168 x 2048  1224 (1377)   512 x 7168  305 (367)   7168 x 256  163 (264)   256 x 7168
+//   154 (206) 7168 x 128   86 + output 10 (177)
 #include <algorithm>
 #include <string>
 
@@ -33,7 +36,9 @@ struct GroupedParams {
 };
 
 /// Items of the whole grid. After wait_for_previous().
-__device__ int count_items(const GroupedParams& p) { return min(max(__ldcg(p.count), 0), p.max_tiles) * p.row_tiles; }
+__device__ int count_items(const GroupedParams& p) {
+  return min(max(__ldcg(p.count), 0), p.max_tiles) * p.row_tiles;
+}
 
 /// What one stage loads, and its weight scale.
 struct Load {
@@ -52,7 +57,8 @@ __device__ Load find_load(const GroupedParams& p, int q, int stages, int rows_of
   load.token_row = __ldcg(&tile->row_begin);
   load.k_block = q % p.k_blocks;
   load.weight_row = expert * p.n + row;  // rows past n belong to the next expert (or are zeros): computed, never stored
-  load.weight_scale = __ldg(p.weight_scales + (static_cast<int64_t>(expert) * p.scale_rows + row / 128) * p.k_blocks + load.k_block);
+  load.weight_scale =
+      __ldg(p.weight_scales + (static_cast<int64_t>(expert) * p.scale_rows + row / 128) * p.k_blocks + load.k_block);
   return load;
 }
 
@@ -62,6 +68,7 @@ __device__ void produce(const GroupedParams& p, const Memory<kTokens>& memory, i
   using S = Shape<kTokens>;
   const int grid = static_cast<int>(gridDim.x), block = static_cast<int>(blockIdx.x);
   const int stages = block < items ? ((items - block - 1) / grid + 1) * p.k_blocks : 0;
+  const auto to = memory.slots();
   Cursor<S::kStages> at;
   Load next = find_load(p, lane, stages, S::kRows);
   for (int base = 0; base < stages; base += 32) {
@@ -73,13 +80,14 @@ __device__ void produce(const GroupedParams& p, const Memory<kTokens>& memory, i
       const int k_block = __shfl_sync(~0u, now.k_block, j);
       const float weight_scale = __shfl_sync(~0u, now.weight_scale, j);
       if (lane == 0) {
-        barrier_wait(memory.empty(at.stage), at.parity ^ 1);  // the first round passes at once
-        memory.weight_scales()[at.stage] = weight_scale;      // the arrival below publishes it with the copies
-        barrier_expect(memory.full(at.stage), S::kCopyBytes);
+        const uint32_t full = to.full(at.stage);
+        barrier_wait(to.empty(at.stage), at.parity ^ 1);  // the first round passes at once
+        memory.weight_scales()[at.stage] = weight_scale;  // the arrival below publishes it with the copies
+        barrier_expect(full, S::kCopyBytes);
         // No evict-first: an expert with several tiles reads its weights again.
-        tma_load_2d(memory.weights(at.stage), &p.maps.weights, memory.full(at.stage), k_block * 128, weight_row);
-        tma_load_2d(memory.tokens(at.stage), &p.maps.tokens, memory.full(at.stage), k_block * 128, token_row);
-        tma_load_2d(memory.scales(at.stage), &p.maps.scales, memory.full(at.stage), token_row, k_block);
+        tma_load_2d(to.weights(at.stage), &p.maps.weights, full, k_block * 128, weight_row);
+        tma_load_2d(to.tokens(at.stage), &p.maps.tokens, full, k_block * 128, token_row);
+        tma_load_2d(to.scales(at.stage), &p.maps.scales, full, token_row, k_block);
       }
       __syncwarp();
     }
@@ -88,7 +96,8 @@ __device__ void produce(const GroupedParams& p, const Memory<kTokens>& memory, i
 
 /// A warp's 16 weight rows of all tokens, turned over through its own staging memory: 32 bytes of each token's row.
 template <int kTokens>
-__device__ void store(const float (&sum)[kTokens / 2], float* staging, __nv_bfloat16* y, int64_t y_stride, int tokens, int rows, int lane) {
+__device__ void store(const float (&sum)[kTokens / 2], float* staging, __nv_bfloat16* y, int64_t y_stride, int tokens,
+                      int rows, int lane) {
   using S = Shape<kTokens>;
   constexpr int kPass = S::kPassTokens, kPitch = S::kWarpPitch;
   float* mine = staging + 2 * (lane % 4) * kPitch + lane / 4;
@@ -134,23 +143,19 @@ __global__ void __launch_bounds__(Shape<kTokens>::kThreads, Shape<kTokens>::kBlo
   int item = static_cast<int>(blockIdx.x);
   if (item >= items) return;
   int row_begin = __ldcg(&p.tiles[item / p.row_tiles].row_begin), tokens = __ldcg(&p.tiles[item / p.row_tiles].rows);
-  float part[kTokens / 2] = {};
+  stream::Consumer<S> consumer{.row = group * 64};
   Cursor<S::kStages> at;
   while (item < items) {
     const int weight_row = item % p.row_tiles * S::kRows + warp * 16;  // of the warp, within the expert
     const int next = item + grid;
-    const ExpertTile* next_tile = p.tiles + min(next, items - 1) / p.row_tiles;  // asked for now, needed after this item
+    const ExpertTile* next_tile =
+        p.tiles + min(next, items - 1) / p.row_tiles;  // asked for now, needed after this item
     const int next_begin = __ldcg(&next_tile->row_begin), next_tokens = __ldcg(&next_tile->rows);
-    float sum[kTokens / 2] = {};
-    for (int k = 0; k < p.k_blocks; ++k, at.advance()) {
-      barrier_wait(memory.full(at.stage), at.parity);
-      stream::add_stage<kTokens>(sum, part, memory.weights(at.stage) + group * 8192, memory.tokens(at.stage), memory.scales(at.stage),
-                                 memory.weight_scales()[at.stage]);
-      __syncwarp();
-      if (lane == 0) barrier_arrive(memory.empty(at.stage));
-    }
+#pragma unroll
+    for (float& sum : consumer.sum) sum = 0;
+    consumer.add_all(memory, at, p.k_blocks, [&](int, int stage) { return memory.weight_scales()[stage]; });
     __nv_bfloat16* y = p.y + row_begin * p.y_stride + weight_row;
-    store<kTokens>(sum, memory.staging(warp), y, p.y_stride, tokens, p.n - weight_row, lane);
+    store<kTokens>(consumer.sum, memory.staging(warp), y, p.y_stride, tokens, p.n - weight_row, lane);
     item = next;
     row_begin = next_begin;
     tokens = next_tokens;
@@ -161,7 +166,9 @@ template <int kTokens>
 Status start(GroupedParams& p, Stream stream) {
   using S = Shape<kTokens>;
   p.row_tiles = (p.n + S::kRows - 1) / S::kRows;
-  if (Status s = allow_shared_bytes("fp8_grouped_gemm_stream", grouped_stream_kernel<kTokens>, S::kSharedBytes); !s.ok()) return s;
+  if (Status s = allow_shared_bytes("fp8_grouped_gemm_stream", grouped_stream_kernel<kTokens>, S::kSharedBytes);
+      !s.ok())
+    return s;
   const int64_t grid = std::min(int64_t{sm_count()} * S::kBlocksPerSm, int64_t{p.max_tiles} * p.row_tiles);
   return launch("fp8_grouped_gemm_stream", grouped_stream_kernel<kTokens>,
                 {dim3(static_cast<unsigned>(grid)), dim3(S::kThreads), S::kSharedBytes, 1}, stream, p);
@@ -169,15 +176,20 @@ Status start(GroupedParams& p, Stream stream) {
 
 }  // namespace
 
-Status fp8_grouped_gemm_stream(const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles& tiles, const Bf16Matrix& y, Stream stream) {
+Status fp8_grouped_gemm_stream(const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles& tiles, const Bf16Matrix& y,
+                               Stream stream) {
   if (x.rows == 0 || tiles.max_tiles == 0) return {};
   const char* what = stream::fault(x, w, y);
-  if (what == nullptr && (tiles.tiles == nullptr || tiles.count == nullptr || tiles.max_tiles < 0)) what = "no list of tiles";
-  if (what == nullptr && static_cast<int64_t>(tiles.max_tiles) * ((w.n + 63) / 64) * (w.k / 128) > INT32_MAX) what = "too many tiles";
-  if (what == nullptr && tiles.tile_rows != stream_tokens(tiles.tile_rows)) what = "tile_rows is none of 8, 16, 32, 64, 128";
+  if (what == nullptr && (tiles.tiles == nullptr || tiles.count == nullptr || tiles.max_tiles < 0))
+    what = "no list of tiles";
+  if (what == nullptr && static_cast<int64_t>(tiles.max_tiles) * ((w.n + 63) / 64) * (w.k / 128) > INT32_MAX)
+    what = "too many tiles";
+  if (what == nullptr && tiles.tile_rows != stream_tokens(tiles.tile_rows))
+    what = "tile_rows is none of 8, 16, 32, 64, 128";
   if (what != nullptr) {
-    return {Code::kInternal, std::string("fp8_grouped_gemm_stream: ") + what + " (rows " + std::to_string(x.rows) + ", tile_rows " +
-                                 std::to_string(tiles.tile_rows) + ", n " + std::to_string(w.n) + ", k " + std::to_string(w.k) + ")"};
+    return {Code::kInternal, std::string("fp8_grouped_gemm_stream: ") + what + " (rows " + std::to_string(x.rows) +
+                                 ", tile_rows " + std::to_string(tiles.tile_rows) + ", n " + std::to_string(w.n) +
+                                 ", k " + std::to_string(w.k) + ")"};
   }
   GroupedParams p{};
   const int tokens = tiles.tile_rows;
@@ -192,11 +204,16 @@ Status fp8_grouped_gemm_stream(const Fp8Rows& x, const Fp8Weight& w, const Exper
   p.k_blocks = static_cast<int>(w.k / 128);
   p.scale_rows = static_cast<int>((w.n + 127) / 128);
   switch (tokens) {
-    case 8: return start<8>(p, stream);
-    case 16: return start<16>(p, stream);
-    case 32: return start<32>(p, stream);
-    case 64: return start<64>(p, stream);
-    default: return start<128>(p, stream);
+    case 8:
+      return start<8>(p, stream);
+    case 16:
+      return start<16>(p, stream);
+    case 32:
+      return start<32>(p, stream);
+    case 64:
+      return start<64>(p, stream);
+    default:
+      return start<128>(p, stream);
   }
 }
 

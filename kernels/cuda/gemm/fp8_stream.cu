@@ -1,24 +1,18 @@
-// y = x W^T for at most 128 rows, at the speed at which W comes from HBM.
+// y = x W^T for few rows, at the speed at which W comes from HBM.
 //
-// A block computes kRows weight rows x kTokens tokens (all, or one of several tiles of tokens) over its share of K; `splits`
-// blocks that share a tile form a cluster and add their shares through distributed shared memory, in order of split. The
-// weights of the first stages (all of them for most shapes) are requested before the kernel waits for its predecessor;
-// activations and their scales after.
+// A block computes kRows weight rows x kTokens tokens (all, or one of several tiles of tokens) over its share of K;
+// `splits` blocks that share a tile form a cluster and add their shares through distributed shared memory, in order of
+// split. The weights of the first stages (all of them for most shapes) are requested before the kernel waits for its
+// predecessor; activations and their scales after.
 //
-// Each token's arithmetic is the same for every tile; in deterministic mode the splits depend on n and k alone, too, so that a
-// row's bits never depend on the batch. Otherwise tile and splits are those measured best (gemm_choice.h).
+// Each token's arithmetic is the same for every tile; in deterministic mode the splits depend on n and k alone, too, so
+// that a row's bits never depend on the batch. Otherwise tile and splits are those measured best (gemm_choice.h).
 //
-// What bounds many tokens: not HBM but what an SM gets from L2 (rows + tokens of 128 bytes a stage), the latency of a stage
-// (tensor core, then promotion: 0.2 to 0.45 us) where there are few blocks, and the exchange of split tiles.
-//
-// Measured on an H100 in a chain of dependent launches, microseconds at 16 and at 128 rows (of the tiles: *), and the best public figures:
-//   n x k            16   public    128   public     n x k            16   public    128   public
-//   2112 x 7168     7.8    10.2    10.8     9.9      3072 x 1536     3.3     4.7     5.3     4.5
-//   24576 x 1536   14.1    17.6    17.7*   18.8      1536 x 1536     2.9     4.0     4.3     4.1
-//   32768 x 512     7.7     8.5     9.1*   10.2      512 x 7168      4.1     9.5     6.1     8.7
-//   7168 x 16384   41.3    44.5    46.3    46.0      256 x 7168      3.7     9.4     5.1     8.6
-//   4096 x 7168    12.2    13.2    16.1    13.2      7168 x 1024     3.8     5.1     5.9     5.8
-//   7168 x 2048     6.3     7.8     8.5     8.5      36864 x 7168   89.5    92.1    99.9*   97.4
+// What bounds it: one thread issues all copies of a block (30 to 50 instructions a stage, so all that they need is made
+// ready before the loop), a stage takes 0.1 to 0.2 us from its arrival to its promotion (so the products of several are
+// under way together, Shape::kDepth), and split tiles cross the network of the SMs at about 20 bytes/ns. From 33 rows on
+// the tiles of fp8_tiles.cu are mostly faster; where K is long and the weight narrow, splits win up to 512 rows
+// (gemm_choice.cpp).
 #include <algorithm>
 #include <string>
 
@@ -41,14 +35,14 @@ struct DenseParams {
   int m, n, k_blocks, splits, token_tiles;
 };
 
-/// Where a block works: weight rows from row_begin, `tokens` tokens from token_begin, `count` blocks of K from k_begin. `split` is
-/// its rank in the cluster.
+/// Where a block works: weight rows from row_begin, `tokens` tokens from token_begin, `count` blocks of K from k_begin.
+/// `split` is its rank in the cluster.
 struct Place {
   int row_begin, token_begin, tokens, k_begin, count, split;
 };
 
-/// Sums the tile over the splits, in order, and stores this block's even share of it: four rows of one token a thread and turn.
-/// Each block of a cluster reads nearly rows x tokens x 4 bytes from its neighbours, at about 20 bytes/ns.
+/// Sums the tile over the splits, in order, and stores this block's even share of it: four rows of one token a thread
+/// and turn. Each block of a cluster reads nearly rows x tokens x 4 bytes from its neighbours, at about 20 bytes/ns.
 /// `tile`: [kTokens][kTilePitch] floats at the same place in each block of the cluster.
 template <class S, int kSplits>
 __device__ void reduce_and_store(const DenseParams& p, const float* tile, const Place& place, int thread) {
@@ -72,42 +66,37 @@ __device__ void reduce_and_store(const DenseParams& p, const float* tile, const 
       }
     }
 #pragma unroll
-    for (int s = 1; s < kSplits; ++s) sum[0].x += sum[s].x, sum[0].y += sum[s].y, sum[0].z += sum[s].z, sum[0].w += sum[s].w;
+    for (int s = 1; s < kSplits; ++s)
+      sum[0].x += sum[s].x, sum[0].y += sum[s].y, sum[0].z += sum[s].z, sum[0].w += sum[s].w;
     stream::store_bf16x4(p.y + (place.token_begin + token) * p.y_stride + place.row_begin + row, sum[0]);
   }
 }
 
-/// The producer warp.
+/// One thread of the producer warp.
 template <int kTokens, int kRows>
-__device__ void produce(const DenseParams& p, const Memory<kTokens, kRows>& memory, const Place& place, int lane) {
+__device__ void produce(const DenseParams& p, const Memory<kTokens, kRows>& memory, const Place& place) {
   using S = Shape<kTokens, kRows>;
+  const auto to = memory.slots();
   const uint64_t hint = p.token_tiles > 1 ? kEvictNormal : kEvictFirst;  // other blocks read the same weights
   const auto load_weights = [&](int i, int stage) {
-    barrier_expect(memory.full(stage), S::kCopyBytes);
-    tma_load_2d(memory.weights(stage), &p.maps.weights, memory.full(stage), (place.k_begin + i) * 128, place.row_begin, hint);
+    barrier_expect(to.full(stage), S::kCopyBytes);
+    tma_load_2d(to.weights(stage), &p.maps.weights, to.full(stage), (place.k_begin + i) * 128, place.row_begin, hint);
   };
   const auto load_tokens = [&](int i, int stage) {
-    const int column = (place.k_begin + i) * 128;
-    tma_load_2d(memory.tokens(stage), &p.maps.tokens, memory.full(stage), column, place.token_begin);
-    tma_load_2d(memory.scales(stage), &p.maps.scales, memory.full(stage), place.token_begin, place.k_begin + i);
+    tma_load_2d(to.tokens(stage), &p.maps.tokens, to.full(stage), (place.k_begin + i) * 128, place.token_begin);
+    tma_load_2d(to.scales(stage), &p.maps.scales, to.full(stage), place.token_begin, place.k_begin + i);
   };
   const int early = min(place.count, S::kStages);
-  if (lane == 0) {
-    for (int i = 0; i < early; ++i) load_weights(i, i);
+  for (int i = 0; i < early; ++i) load_weights(i, i);
+  wait_for_previous();
+  for (int i = 0; i < early; ++i) load_tokens(i, i);
+  Cursor<S::kStages> at;
+  at.parity = 1;  // the second round
+  for (int i = early; i < place.count; ++i, at.advance()) {
+    barrier_wait(to.empty(at.stage), at.parity ^ 1);
+    load_weights(i, at.stage);
+    load_tokens(i, at.stage);
   }
-  __syncwarp();
-  if (lane == 0) {
-    wait_for_previous();
-    for (int i = 0; i < early; ++i) load_tokens(i, i);
-    Cursor<S::kStages> at;
-    at.parity = 1;  // the second round
-    for (int i = early; i < place.count; ++i, at.advance()) {
-      barrier_wait(memory.empty(at.stage), at.parity ^ 1);
-      load_weights(i, at.stage);
-      load_tokens(i, at.stage);
-    }
-  }
-  __syncwarp();
 }
 
 template <int kTokens, int kRows>
@@ -132,7 +121,8 @@ __global__ void __launch_bounds__(Shape<kTokens, kRows>::kThreads, Shape<kTokens
   float* partial = reinterpret_cast<float*>(memory.base);
 
   if (thread >= S::kConsumers) {
-    produce<kTokens, kRows>(p, memory, place, thread - S::kConsumers);
+    if (elect_one()) produce<kTokens, kRows>(p, memory, place);
+    __syncwarp();
   } else {
     float* weight_scales = memory.weight_scales();
     const float* band = p.weight_scales + static_cast<int64_t>(place.row_begin / 128) * p.k_blocks + place.k_begin;
@@ -143,16 +133,12 @@ __global__ void __launch_bounds__(Shape<kTokens, kRows>::kThreads, Shape<kTokens
     constexpr int kMine = S::kGroupTokens;
     const int warp = thread % 128 / 32, lane = thread % 32, group = thread / 128;
     const int group_row = S::kShareTokens ? 0 : group * 64, group_token = S::kShareTokens ? group * kMine : 0;
-    float sum[kMine / 2] = {}, part[kMine / 2] = {};
+    stream::Consumer<S> consumer{.row = group_row, .token = group_token};
+    const auto& sum = consumer.sum;
     Cursor<S::kStages> at;
-    for (int i = 0; i < place.count; ++i, at.advance()) {
-      barrier_wait(memory.full(at.stage), at.parity);
-      stream::add_stage<kMine>(sum, part, memory.weights(at.stage) + group_row * 128, memory.tokens(at.stage) + group_token * 128,
-                               memory.scales(at.stage) + group_token, weight_scales[i]);
-      __syncwarp();
-      if (lane == 0) barrier_arrive(memory.empty(at.stage));
-    }
-    named_barrier_sync(1, S::kConsumers);  // nobody reads the ring any more, and no copy is on its way: the tile goes there
+    consumer.add_all(memory, at, place.count, [&](int i, int) { return weight_scales[i]; });
+    named_barrier_sync(
+        1, S::kConsumers);  // nobody reads the ring any more, and no copy is on its way: the tile goes there
     float* mine = partial + (group_token + 2 * (lane % 4)) * S::kTilePitch + group_row + warp * 16 + lane / 4;
 #pragma unroll
     for (int i = 0; i < kMine / 8; ++i) {
@@ -172,11 +158,21 @@ __global__ void __launch_bounds__(Shape<kTokens, kRows>::kThreads, Shape<kTokens
   cluster_wait();
   if (thread < S::kConsumers) {
     switch (p.splits) {  // those of kStreamSplits
-      case 2: reduce_and_store<S, 2>(p, partial, place, thread); break;
-      case 3: reduce_and_store<S, 3>(p, partial, place, thread); break;
-      case 4: reduce_and_store<S, 4>(p, partial, place, thread); break;
-      case 6: reduce_and_store<S, 6>(p, partial, place, thread); break;
-      default: reduce_and_store<S, 8>(p, partial, place, thread); break;
+      case 2:
+        reduce_and_store<S, 2>(p, partial, place, thread);
+        break;
+      case 3:
+        reduce_and_store<S, 3>(p, partial, place, thread);
+        break;
+      case 4:
+        reduce_and_store<S, 4>(p, partial, place, thread);
+        break;
+      case 6:
+        reduce_and_store<S, 6>(p, partial, place, thread);
+        break;
+      default:
+        reduce_and_store<S, 8>(p, partial, place, thread);
+        break;
     }
   }
   __syncwarp();
@@ -192,32 +188,32 @@ Status start(DenseParams& p, Stream stream) {
   p.token_tiles = (p.m + kTokens - 1) / kTokens;
   const int row_tiles = (p.n + kRows - 1) / kRows;
   const unsigned cluster = static_cast<unsigned>(p.splits);
-  return launch("fp8_gemm_stream", kernel, {dim3(static_cast<unsigned>(row_tiles * p.token_tiles) * cluster), dim3(S::kThreads),
-                                            S::kSharedBytes, cluster}, stream, p);
+  return launch(
+      "fp8_gemm_stream", kernel,
+      {dim3(static_cast<unsigned>(row_tiles * p.token_tiles) * cluster), dim3(S::kThreads), S::kSharedBytes, cluster},
+      stream, p);
 }
 
 }  // namespace
 
-Status fp8_gemm_stream(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const GemmOptions& options, Stream stream) {
-  if (x.rows == 0) return {};
-  return fp8_gemm_stream_with(choose_stream(std::min(x.rows, kStreamMaxRows), w.n, w.k, options.deterministic), x, w, y, stream);
-}
-
-Status fp8_gemm_stream_with(const StreamShape& shape, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, Stream stream) {
+Status fp8_gemm_stream(const StreamShape& shape, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y,
+                       Stream stream) {
   if (x.rows == 0) return {};
   const char* what = stream::fault(x, w, y);
   if (what == nullptr && x.rows != y.rows) what = "x and y differ in rows";
-  if (what == nullptr && x.rows > kStreamMaxRows) what = "more than 128 rows";
+  if (what == nullptr && x.rows > kStreamMaxRows) what = "more than 1024 rows";
   if (what == nullptr && w.count != 1) what = "a dense product of several weights";
-  if (what == nullptr && (std::ranges::find(kStreamSplits, shape.splits) == kStreamSplits.end() || shape.splits > w.k / 128)) {
+  if (what == nullptr &&
+      (std::ranges::find(kStreamSplits, shape.splits) == kStreamSplits.end() || shape.splits > w.k / 128)) {
     what = "no such number of splits";
   }
-  if (what == nullptr && std::ranges::find(kStreamTiles, StreamTile{shape.tokens, shape.weight_rows}) == kStreamTiles.end()) {
+  if (what == nullptr &&
+      std::ranges::find(kStreamTiles, StreamTile{shape.tokens, shape.weight_rows}) == kStreamTiles.end()) {
     what = "no such tile";
   }
   if (what != nullptr) {
-    return {Code::kInternal, std::string("fp8_gemm_stream: ") + what + " (m " + std::to_string(x.rows) + ", n " + std::to_string(w.n) +
-                                 ", k " + std::to_string(w.k) + ", " + describe(shape) + ")"};
+    return {Code::kInternal, std::string("fp8_gemm_stream: ") + what + " (m " + std::to_string(x.rows) + ", n " +
+                                 std::to_string(w.n) + ", k " + std::to_string(w.k) + ", " + describe(shape) + ")"};
   }
   DenseParams p{};
   if (Status s = stream::make_maps(x, w, shape.weight_rows, shape.tokens, &p.maps); !s.ok()) return s;
@@ -230,11 +226,16 @@ Status fp8_gemm_stream_with(const StreamShape& shape, const Fp8Rows& x, const Fp
   p.splits = shape.splits;
   const bool narrow = shape.weight_rows == 64;
   switch (shape.tokens) {
-    case 8: return start<8, 64>(p, stream);
-    case 16: return start<16, 64>(p, stream);
-    case 32: return start<32, 64>(p, stream);
-    case 64: return narrow ? start<64, 64>(p, stream) : start<64, 128>(p, stream);
-    default: return narrow ? start<128, 64>(p, stream) : start<128, 128>(p, stream);
+    case 8:
+      return start<8, 64>(p, stream);
+    case 16:
+      return start<16, 64>(p, stream);
+    case 32:
+      return start<32, 64>(p, stream);
+    case 64:
+      return narrow ? start<64, 64>(p, stream) : start<64, 128>(p, stream);
+    default:
+      return narrow ? start<128, 64>(p, stream) : start<128, 128>(p, stream);
   }
 }
 

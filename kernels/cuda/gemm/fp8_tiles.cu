@@ -12,8 +12,12 @@
 namespace dsv3::cuda {
 namespace {
 
-Status refuse(const std::string& why) { return {Code::kInternal, "fp8_gemm_tiles: " + why}; }
-bool aligned(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
+Status refuse(const std::string& why) {
+  return {Code::kInternal, "fp8_gemm_tiles: " + why};
+}
+bool aligned(const void* p, uintptr_t bytes) {
+  return reinterpret_cast<uintptr_t>(p) % bytes == 0;
+}
 
 Status check(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y) {
   const auto text = [](int64_t value) { return std::to_string(value); };
@@ -23,8 +27,10 @@ Status check(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y) {
   }
   if (w.k <= 0 || w.k % kQuantGroup != 0 || x.cols != w.k) return refuse("x.cols " + text(x.cols) + ", k " + text(w.k));
   if (w.n <= 0 || w.n % 8 != 0 || y.cols != w.n) return refuse("y.cols " + text(y.cols) + ", n " + text(w.n));
-  if (w.count < 1 || w.count * w.n > kMost || x.rows > kMost || x.scale_stride > kMost) return refuse("more rows than 2^30");
-  if (w.count * ((w.n + kQuantGroup - 1) / kQuantGroup) * (w.k / kQuantGroup) > kMost) return refuse("more than 2^30 weight scales");
+  if (w.count < 1 || w.count * w.n > kMost || x.rows > kMost || x.scale_stride > kMost)
+    return refuse("more rows than 2^30");
+  if (w.count * ((w.n + kQuantGroup - 1) / kQuantGroup) * (w.k / kQuantGroup) > kMost)
+    return refuse("more than 2^30 weight scales");
   if (x.scale_stride < x.rows || x.scale_stride % 4 != 0) return refuse("scale_stride " + text(x.scale_stride));
   if (y.stride < y.cols || y.stride % 8 != 0) return refuse("y.stride " + text(y.stride));
   if (!aligned(x.data, 128) || !aligned(x.scales, 16) || !aligned(w.data, 16) || !aligned(y.data, 16)) {
@@ -33,14 +39,16 @@ Status check(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y) {
   return {};
 }
 
-/// Row tiles of a band. About 2048 rows; 1024 where experts have few tiles: then x alone is shared, by all columns of a band at once.
+/// Row tiles of a band. About 2048 rows; 1024 where experts have few tiles: then x alone is shared, by all columns of a
+/// band at once.
 int band_tiles(int rows, const Fp8Weight& w, const ExpertTiles* tiles) {
   return (tiles != nullptr && tiles->max_tiles < 3 * w.count ? 1024 : 2048) / rows;
 }
 
-template <int kRows, int kCols, bool kSkipWaves = false>
-Status launch_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles, Stream stream) {
-  using L = tiles::Layout<kRows, kCols, kSkipWaves>;
+template <int kRows, int kCols, int kCluster = 2, bool kSkipWaves = false>
+Status launch_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles,
+                    Stream stream) {
+  using L = tiles::Layout<kRows, kCols, kCluster, kSkipWaves>;
   tiles::Params p{};
   TensorMap2d map;
   map.cols = static_cast<uint64_t>(w.k);
@@ -54,7 +62,18 @@ Status launch_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, c
   map.rows = static_cast<uint64_t>(w.count * w.n);
   map.box_rows = kCols;
   DSV3_TRY(make_tensor_map(map, &p.w_map));
-  p.x_scales = x.scales;
+  // Columns past x.rows come as zeros, whatever the padding holds.
+  DSV3_TRY(make_tensor_map({.data = x.scales,
+                            .type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+                            .element_bytes = 4,
+                            .rows = map.cols / kQuantGroup,
+                            .cols = static_cast<uint64_t>(x.rows),
+                            .row_bytes = static_cast<uint64_t>(x.scale_stride) * 4,
+                            .box_rows = 1,
+                            .box_cols = kRows,
+                            .swizzle = TmaSwizzle::kNone,
+                            .promote_l2 = false},
+                           &p.scales_map));
   p.w_scales = w.scales;
   p.y = y.data;
   p.y_stride = y.stride;
@@ -62,8 +81,7 @@ Status launch_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, c
   p.n = static_cast<int>(w.n);
   p.k_blocks = static_cast<int>(w.k / kQuantGroup);
   p.n_blocks = static_cast<int>((w.n + kQuantGroup - 1) / kQuantGroup);
-  p.n_pairs = static_cast<int>((w.n + 2 * kCols - 1) / (2 * kCols));
-  p.scale_stride = static_cast<int>(x.scale_stride);
+  p.n_groups = static_cast<int>((w.n + kCluster * kCols - 1) / (kCluster * kCols));
   p.band = band_tiles(kRows, w, tiles);
   int64_t row_tiles = (x.rows + kRows - 1) / kRows;
   if (tiles != nullptr) {
@@ -71,54 +89,59 @@ Status launch_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, c
     p.count = tiles->count;
     row_tiles = tiles->max_tiles;
   }
-  const int64_t units = row_tiles * p.n_pairs;
+  const int64_t units = row_tiles * p.n_groups;
   if (units > std::numeric_limits<int32_t>::max() / 2) return refuse(std::to_string(units) + " tiles");
   LaunchShape shape;
-  shape.grid = dim3(static_cast<unsigned>(2 * std::min<int64_t>(units, std::max(1, sm_count() / 2))));
+  shape.grid = dim3(static_cast<unsigned>(kCluster * std::min<int64_t>(units, std::max(1, sm_count() / kCluster))));
   shape.block = dim3(tiles::kThreads);
   shape.shared_bytes = L::kBytes;
-  shape.cluster = 2;
-  DSV3_TRY(allow_shared_bytes("fp8_tiles", tiles::fp8_tiles_kernel<kRows, kCols, kSkipWaves>, shape.shared_bytes));
-  return launch("fp8_tiles", tiles::fp8_tiles_kernel<kRows, kCols, kSkipWaves>, shape, stream, p);
+  shape.cluster = kCluster;
+  DSV3_TRY(
+      allow_shared_bytes("fp8_tiles", tiles::fp8_tiles_kernel<kRows, kCols, kCluster, kSkipWaves>, shape.shared_bytes));
+  return launch("fp8_tiles", tiles::fp8_tiles_kernel<kRows, kCols, kCluster, kSkipWaves>, shape, stream, p);
 }
 
-Status launch_tile(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles, Stream stream) {
-  if (tile.rows == 256 && tile.cols == 128) {
-    return tiles == nullptr ? launch_tiles<256, 128>(x, w, y, nullptr, stream) : launch_tiles<256, 128, true>(x, w, y, tiles, stream);
+Status launch_tile(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles,
+                   Stream stream) {
+  if (tile == TileShape{256, 128}) {
+    return tiles == nullptr ? launch_tiles<256, 128>(x, w, y, nullptr, stream)
+                            : launch_tiles<256, 128, 2, true>(x, w, y, tiles, stream);
   }
-  if (tile.rows == 128 && tile.cols == 192) return launch_tiles<128, 192>(x, w, y, tiles, stream);
-  if (tile.rows == 128 && tile.cols == 128) return launch_tiles<128, 128>(x, w, y, tiles, stream);
-  if (tile.rows == 64 && tile.cols == 128) return launch_tiles<64, 128>(x, w, y, tiles, stream);
+  if (tile == TileShape{128, 192}) return launch_tiles<128, 192>(x, w, y, tiles, stream);
+  if (tile == TileShape{128, 128}) return launch_tiles<128, 128>(x, w, y, tiles, stream);
+  if (tile == TileShape{64, 128}) return launch_tiles<64, 128>(x, w, y, tiles, stream);
+  if (tile == TileShape{128, 128, 1}) return launch_tiles<128, 128, 1>(x, w, y, tiles, stream);
+  if (tile == TileShape{128, 64, 1}) return launch_tiles<128, 64, 1>(x, w, y, tiles, stream);
+  if (tile == TileShape{128, 32, 1}) return launch_tiles<128, 32, 1>(x, w, y, tiles, stream);
+  if (tile == TileShape{64, 128, 1}) return launch_tiles<64, 128, 1>(x, w, y, tiles, stream);
+  if (tile == TileShape{64, 64, 1}) return launch_tiles<64, 64, 1>(x, w, y, tiles, stream);
+  if (tile == TileShape{128, 96, 1}) return launch_tiles<128, 96, 1>(x, w, y, tiles, stream);
+  if (tile == TileShape{128, 48, 1}) return launch_tiles<128, 48, 1>(x, w, y, tiles, stream);
+  if (tile == TileShape{64, 48, 1}) return launch_tiles<64, 48, 1>(x, w, y, tiles, stream);
+  if (tile == TileShape{64, 96, 1}) return launch_tiles<64, 96, 1>(x, w, y, tiles, stream);
+  if (tile == TileShape{64, 32, 1}) return launch_tiles<64, 32, 1>(x, w, y, tiles, stream);
   return refuse("no tile " + to_string(tile));
 }
 
 }  // namespace
 
-Status fp8_gemm_tiles_with(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, Stream stream) {
+Status fp8_gemm_tiles(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, Stream stream) {
   if (x.rows != y.rows) return refuse("x has " + std::to_string(x.rows) + " rows, y " + std::to_string(y.rows));
   if (x.rows == 0) return {};
   DSV3_TRY(check(x, w, y));
   return launch_tile(tile, x, w, y, nullptr, stream);
 }
 
-Status fp8_grouped_gemm_tiles_with(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles& tiles, const Bf16Matrix& y,
-                                   Stream stream) {
+Status fp8_grouped_gemm_tiles(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles& tiles,
+                              const Bf16Matrix& y, Stream stream) {
   if (tiles.max_tiles == 0 || x.rows == 0) return {};
   DSV3_TRY(check(x, w, y));
   if (tiles.tiles == nullptr || tiles.count == nullptr || !aligned(tiles.tiles, 16)) return refuse("no list of tiles");
   if (tiles.max_tiles < 0 || tiles.tile_rows < 1 || tiles.tile_rows > tile.rows) {
-    return refuse("list of " + std::to_string(tiles.max_tiles) + " tiles of " + std::to_string(tiles.tile_rows) + " rows for " +
-                  to_string(tile));
+    return refuse("list of " + std::to_string(tiles.max_tiles) + " tiles of " + std::to_string(tiles.tile_rows) +
+                  " rows for " + to_string(tile));
   }
   return launch_tile(tile, x, w, y, &tiles, stream);
-}
-
-Status fp8_gemm_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, Stream stream) {
-  return fp8_gemm_tiles_with(choose_tiles(x.rows, w.n, w.k, sm_count()), x, w, y, stream);
-}
-
-Status fp8_grouped_gemm_tiles(const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles& tiles, const Bf16Matrix& y, Stream stream) {
-  return fp8_grouped_gemm_tiles_with(choose_grouped_tiles(tiles.tile_rows, w.n), x, w, tiles, y, stream);
 }
 
 }  // namespace dsv3::cuda

@@ -7,6 +7,7 @@
 
 #include "../common/types.h"
 #include "dsv3/base/status.h"
+#include "tiles_choice.h"
 
 namespace dsv3::cuda {
 
@@ -18,10 +19,12 @@ struct StreamTile {
   bool operator==(const StreamTile&) const = default;
 };
 /// All that are compiled. {128, 128} has a multiprocessor to itself, of the others it holds two.
-inline constexpr std::array<StreamTile, 7> kStreamTiles = {{{8, 64}, {16, 64}, {32, 64}, {64, 64}, {64, 128}, {128, 64}, {128, 128}}};
+inline constexpr std::array<StreamTile, 7> kStreamTiles = {
+    {{8, 64}, {16, 64}, {32, 64}, {64, 64}, {64, 128}, {128, 64}, {128, 128}}};
 /// Blocks that may share the K of a tile. 8: the portable size of a cluster.
 inline constexpr std::array<int, 6> kStreamSplits = {1, 2, 3, 4, 6, 8};
 
+/// A tile, and the blocks (a cluster) that share its K.
 struct StreamShape {
   int tokens = 0, weight_rows = 0, splits = 1;
   bool operator==(const StreamShape&) const = default;
@@ -29,47 +32,57 @@ struct StreamShape {
 
 struct GemmChoice {
   GemmKernel kernel = GemmKernel::kStream;
-  int tokens = 0;       ///< rows of x a block computes (kStream)
-  int weight_rows = 0;  ///< rows of W a block computes (kStream)
-  int splits = 1;       ///< blocks that share the K of a tile: a cluster (kStream)
-  int launches = 1;     ///< kStream in deterministic mode with many rows: slices of kStreamMaxRows
-  int64_t blocks = 0;   ///< of one launch (kStream)
+  StreamShape stream;  ///< kStream
+  TileShape tile;      ///< kTiles
+  int launches = 1;    ///< kStream in deterministic mode with many rows: slices of kStreamMaxRows
 };
 
-inline constexpr int64_t kStreamMaxRows = 128;
+inline constexpr int kStreamTileRows = 128;  ///< rows of x of the largest streaming tile
+inline constexpr int64_t kStreamMaxRows =
+    1024;  ///< of one launch: x stays in L2, where the blocks of all weight rows read it
 
 /// Dense product y[m, n] = x[m, k] W[n, k]^T, m > 0.
 GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, bool deterministic);
-/// Grouped product over a list of tiles: of few rows, or of 128.
-GemmKernel choose_grouped_gemm(const ExpertTiles& tiles, const Fp8Weight& w, bool deterministic);
+/// Grouped product over a list of tiles.
+struct GroupedChoice {
+  GemmKernel kernel = GemmKernel::kStream;
+  TileShape tile;  ///< kTiles
+};
+GroupedChoice choose_grouped_gemm(const ExpertTiles& tiles, const Fp8Weight& w, bool deterministic);
 /// Whether a list can hold fewer than two tiles for each of so many experts: on average less than a tile of rows.
 bool few_rows_each(const ExpertTiles& tiles, int64_t experts);
 
-/// Routed rows (rows * top_k) up to which experts' gate and up products take fp8_gate_up() (fp8_gate_up.h): one or two tokens. Four
-/// tokens at 512x7168 took 54 us against 50 of the two kernels, one 17 against 22. Width: the experts' intermediate columns.
+/// Routed rows (rows * top_k) up to which experts' gate and up products take fp8_gate_up() (fp8_gate_up.h): one or two
+/// tokens. Four tokens at 512x7168 took 54 us against 50 of the two kernels, one 17 against 22. Width: the experts'
+/// intermediate columns.
 inline constexpr int64_t kFusedGateUpRows = 18;
 bool use_fused_gate_up(int tile_rows, int64_t rows, int64_t top_k, int64_t width);
 
-/// Smallest of 8, 16, 32, 64, 128 that holds m <= 128 rows.
+/// Smallest of 8, 16, 32, 64, 128 that holds m rows; 128 for more.
 int stream_tokens(int64_t m);
-/// Rows of W of a block of the grouped kernel: 64, or 128 (two warpgroups share the activations) for 64 tokens and more.
+/// Rows of W of a block of the grouped kernel: 64, or 128 (two warpgroups share the activations) for 64 tokens and
+/// more.
 int stream_weight_rows(int tokens);
 /// Splits of K for few rows, and in deterministic mode for all, so that the bits of a row do not depend on the batch.
 int stream_splits(int64_t n, int64_t k);
-/// Tile and splits for m <= 128 rows: those measured best at the nearest product. Where none is near, and in deterministic mode, the
-/// smallest tile that holds up to 32 rows, above the one with the least predicted time.
+/// Tile and splits for m <= kStreamMaxRows rows: those measured best at the nearest product. Where none is near, and in
+/// deterministic mode, the smallest tile that holds up to 32 rows, above the one with the least predicted time.
 StreamShape choose_stream(int64_t m, int64_t n, int64_t k, bool deterministic);
 
 /// Microseconds in a chain of dependent launches: of a streaming product, and of the best tensor-core tile.
 double predict_stream_us(const StreamShape& shape, int64_t m, int64_t n, int64_t k);
 double predict_tiles_us(int64_t m, int64_t n, int64_t k);
 
-/// fp8_gemm_stream() with a given tile and splits (tests and tuning); x.rows <= 128.
-Status fp8_gemm_stream_with(const StreamShape& shape, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, Stream stream);
+// The kernels behind fp8_gemm() and fp8_grouped_gemm(), arguments as there; x.rows <= kStreamMaxRows, lists with
+// tile_rows <= kStreamTileRows. Those of tiles: tiles_choice.h.
+Status fp8_gemm_stream(const StreamShape& shape, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y,
+                       Stream stream);
+Status fp8_grouped_gemm_stream(const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles& tiles, const Bf16Matrix& y,
+                               Stream stream);
 
 /// "64 tokens x 128 rows, 2 splits"
 std::string describe(const StreamShape& shape);
-/// "stream: 8 tokens x 64 rows, 4 splits, 132 blocks".
+/// "stream: 8 tokens x 64 rows, 4 splits", "tiles: 128x192".
 std::string describe(const GemmChoice& choice);
 
 }  // namespace dsv3::cuda

@@ -1,5 +1,5 @@
-// Which tile the tensor-core FP8 products use: pure functions of the shape, and entry points that take a given tile (tests and
-// tuning). Results do not depend on the tile: each output is one chain of sums, ascending in K.
+// Which tile the tensor-core FP8 products use: pure functions of the shape; and these products. Results do not depend
+// on the tile: each output is one chain of sums, ascending in K.
 #pragma once
 
 #include <array>
@@ -10,13 +10,27 @@
 
 namespace dsv3::cuda {
 
-/// Outputs of one block: rows (tokens) x cols (features). A cluster of two blocks does rows x 2 cols.
+/// Outputs of one block: rows (tokens) x cols (features). blocks = 2: a cluster that does rows x 2 cols and shares its
+/// loads of x.
 struct TileShape {
-  int rows = 0, cols = 0;
+  int rows = 0, cols = 0, blocks = 2;
   bool operator==(const TileShape&) const = default;
 };
 /// All tiles that are compiled.
-inline constexpr std::array<TileShape, 4> kTileShapes = {{{256, 128}, {128, 192}, {128, 128}, {64, 128}}};
+inline constexpr std::array<TileShape, 14> kTileShapes = {{{256, 128},
+                                                           {128, 192},
+                                                           {128, 128},
+                                                           {64, 128},
+                                                           {128, 128, 1},
+                                                           {64, 128, 1},
+                                                           {128, 64, 1},
+                                                           {128, 32, 1},
+                                                           {64, 64, 1},
+                                                           {64, 32, 1},
+                                                           {128, 96, 1},
+                                                           {128, 48, 1},
+                                                           {64, 96, 1},
+                                                           {64, 48, 1}}};
 
 /// The tile with the least modelled time for y[m, n] over k on `sms` multiprocessors.
 TileShape choose_tiles(int64_t m, int64_t n, int64_t k, int sms);
@@ -27,8 +41,8 @@ double modelled_cycles(TileShape tile, int64_t m, int64_t n, int64_t k, int sms)
 /// "256x128"
 std::string to_string(TileShape tile);
 
-Status fp8_gemm_tiles_with(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, Stream stream);
-Status fp8_grouped_gemm_tiles_with(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles& tiles, const Bf16Matrix& y,
-                                   Stream stream);
+Status fp8_gemm_tiles(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, Stream stream);
+Status fp8_grouped_gemm_tiles(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles& tiles,
+                              const Bf16Matrix& y, Stream stream);
 
 }  // namespace dsv3::cuda
