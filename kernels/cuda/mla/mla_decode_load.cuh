@@ -26,7 +26,7 @@ struct DecodeShared {
   uint8_t p[2][kBoxBytes];
   float keep[2][kDecodeTileRows];    ///< factor of O before the block is added
   float2 stats[2][kDecodeTileRows];  ///< last block of a piece: maximum, sum
-  uint64_t kv_full[2][kBoxes], kv_empty[2][kLoadSteps], p_full[2], p_empty[2];
+  uint64_t kv_full[2][kBoxes], kv_empty[2][kLoadSteps], p_full[2][2], p_empty[2];
 };
 static_assert(sizeof(DecodeShared) <= 232448, "shared memory of a block");
 
@@ -43,6 +43,8 @@ __device__ __forceinline__ void load_blocks_bf16(const MlaDecode& p, const Decod
   const int32_t* table = p.block_tables + static_cast<int64_t>(piece.group.slot) * p.max_blocks;
   const int lane = threadIdx.x % 32;
   const uint64_t hint = shared_by_tiles ? kEvictNormal : kEvictFirst;
+  const uint32_t kv = fixed_shared_address(shared.kv), full = fixed_shared_address(shared.kv_full);
+  const uint32_t empty = fixed_shared_address(shared.kv_empty);
   int32_t ids = 0;
   for (int b = piece.first; b < piece.last; ++b, ++n) {
     const int in_run = (b - piece.first) % 32;
@@ -51,13 +53,13 @@ __device__ __forceinline__ void load_blocks_bf16(const MlaDecode& p, const Decod
     const uint32_t stage = n & 1, phase = (n >> 1) & 1;
 #pragma unroll
     for (int step = 0; step < kLoadSteps; ++step) {
-      barrier_wait(&shared.kv_empty[stage][step], phase ^ 1);
+      barrier_wait(empty + 8 * (stage * kLoadSteps + step), phase ^ 1);
       if (elect_one()) {
 #pragma unroll
         for (int i = first_of_step(step); i < first_of_step(step + 1); ++i) {
-          const int box = box_at(i);
-          barrier_expect(&shared.kv_full[stage][box], kBoxBytes);
-          tma_load_2d(shared.kv[stage][box], map, &shared.kv_full[stage][box], box * 64, row, hint);
+          const uint32_t box = box_at(i), at = stage * kBoxes + box;
+          barrier_expect(full + 8 * at, kBoxBytes);
+          tma_load_2d(kv + at * kBoxBytes, map, full + 8 * at, box * 64, row, hint);
         }
       }
       __syncwarp();

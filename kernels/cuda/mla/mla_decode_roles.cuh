@@ -11,8 +11,8 @@
 //   kv_full[stage][box]    loader -> scores, outputs       box: 64 columns of the block (FP8: box 0 stands for all)
 //   kv_empty[stage][step]  step 0: the rotary box, from the scores (4 warps); 1 and 2: first and second quarter of each
 //                          half, from the outputs (8 warps). Scores are done with a stage before P of its block is full
-//   p_full[buffer]         scores (4 warps) -> outputs     also covers `keep` and the row statistics
-//   p_empty[buffer]        outputs (8 warps) -> scores
+//   p_full[buffer][half]   scores (4 warps) -> outputs     half of the tokens; the first also covers `keep`, the second
+//   the row statistics p_empty[buffer]        outputs (8 warps) -> scores
 //
 // The loader refills boxes in the order in which they become free, and the scores take them in that order.
 //
@@ -140,6 +140,10 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
     const int tail = piece.group.start + piece.group.rows - first_key;  // rows of this block that the sequence has
     barrier_wait(&shared.p_empty[stage], phase ^ 1);
     if (tail < kCacheBlockTokens) zero_tail(shared, stage, tail);
+    if (quad == 0) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) shared.keep[stage][row0 + 8 * r] = keep[r];
+    }
     uint8_t* to = shared.p[stage];
 #pragma unroll
     for (int t = 0; t < 4; ++t) {  // 16 columns: four 8 x 8 matrices, lanes give the addresses of their rows
@@ -152,6 +156,11 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
       stmatrix_x4(to + swizzled(row, 2 * t + lane / 16), pack_bf16(s[8 * t], s[8 * t + 1]),
                   pack_bf16(s[8 * t + 2], s[8 * t + 3]), pack_bf16(s[8 * t + 4], s[8 * t + 5]),
                   pack_bf16(s[8 * t + 6], s[8 * t + 7]));
+      if (t == 1) {  // the outputs can begin
+        fence_async_proxy();
+        __syncwarp();
+        if (lane == 0) barrier_arrive(&shared.p_full[stage][0]);
+      }
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) sum[r] = sum[r] * keep[r] + added[r];
@@ -163,14 +172,11 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
         whole += __shfl_xor_sync(~0u, whole, 1);
         whole += __shfl_xor_sync(~0u, whole, 2);
       }
-      if (quad == 0) {
-        shared.keep[stage][row0 + 8 * r] = keep[r];
-        if (last) shared.stats[stage][row0 + 8 * r] = {top[r] * scale, whole};
-      }
+      if (last && quad == 0) shared.stats[stage][row0 + 8 * r] = {top[r] * scale, whole};
     }
     fence_async_proxy();
     __syncwarp();
-    if (lane == 0) barrier_arrive(&shared.p_full[stage]);
+    if (lane == 0) barrier_arrive(&shared.p_full[stage][1]);
   }
 }
 
@@ -192,25 +198,31 @@ __device__ __forceinline__ void output_blocks(const DecodePiece& piece, int half
     } else {
       barrier_wait(&shared.kv_full[stage][0], phase);
     }
-    barrier_wait(&shared.p_full[stage], phase);
+    barrier_wait(&shared.p_full[stage][0], phase);
     const float keep[2] = {shared.keep[stage][row], shared.keep[stage][row + 8]};
-    if (b + 1 == piece.last) {
-      stats[0] = shared.stats[stage][row];
-      stats[1] = shared.stats[stage][row + 8];
-    }
     if (b > piece.first && __any_sync(~0u, keep[0] != 1.0f || keep[1] != 1.0f)) {
 #pragma unroll
       for (int i = 0; i < 128; ++i) acc[i / 64][i % 64] *= keep[i / 2 % 2];
     }
-    wgmma_fence();
 #pragma unroll
-    for (int side = 0; side < 2; ++side) {  // 128 columns each: the first two boxes can go while the others are read
-#pragma unroll
-      for (int k = 0; k < 4; ++k) {  // 16 tokens: 32 bytes of P's rows, 2048 bytes of V
-        wgmma_bf16_bt<128>(acc[side], p_base + ((k * 32) >> 4), v_base + ((k * 2048 + side * 2 * kBoxBytes) >> 4),
-                           b > piece.first || k > 0 ? 1 : 0);
+    for (int half = 0; half < 2; ++half) {  // of the tokens: the first ones' P is there while the others' is worked out
+      if (half == 1) {
+        barrier_wait(&shared.p_full[stage][1], phase);
+        if (b + 1 == piece.last) {
+          stats[0] = shared.stats[stage][row];
+          stats[1] = shared.stats[stage][row + 8];
+        }
       }
-      wgmma_commit();
+      wgmma_fence();
+#pragma unroll
+      for (int side = 0; side < 2; ++side) {  // 128 columns each: the first two boxes can go while the others are read
+#pragma unroll
+        for (int k = 2 * half; k < 2 * half + 2; ++k) {  // 16 tokens: 32 bytes of P's rows, 2048 bytes of V
+          wgmma_bf16_bt<128>(acc[side], p_base + ((k * 32) >> 4), v_base + ((k * 2048 + side * 2 * kBoxBytes) >> 4),
+                             b > piece.first || k > 0 ? 1 : 0);
+        }
+        wgmma_commit();
+      }
     }
     wgmma_wait<1>();
     __syncwarp();
