@@ -1,4 +1,4 @@
-// fp8_gate_up at DeepSeek-V3's experts and dense MLPs; baseline the two launches that it replaces, product and
+// fp8_gate_up at DeepSeek-V3's experts; baseline the two launches that it replaces, product and
 // activation.
 #include <algorithm>
 #include <cstdio>
@@ -15,7 +15,7 @@ namespace {
 constexpr char kKernel[] = "fp8_gate_up", kVariants[] = "gate_up_variants";
 constexpr int64_t kK = 7168;
 
-/// `hit` of `experts` experts with `rows` rows each, in a list for `max_tiles` tiles; experts 0: a dense weight.
+/// `hit` of `experts` experts with `rows` rows each, in a list for `max_tiles` tiles.
 struct Shape {
   const char* name;
   int64_t width, experts, hit, max_tiles, rows;
@@ -31,11 +31,6 @@ constexpr Shape kShapes[] = {
     {"experts EP32, 1 of 8 hit", 2048, 8, 1, 8, 1, true, true},
     {"experts EP32, 16 rows", 2048, 8, 8, 8, 16, false, true},
     {"experts EP8, all hit", 2048, 32, 32, 32, 1, false, true},
-    {"dense: shared expert TP8", 256, 0, 1, 1, 1, true, true},
-    {"dense: shared expert TP8", 256, 0, 1, 1, 16, false, true},
-    {"dense: shared expert", 2048, 0, 1, 1, 1, true, true},
-    {"dense: MLP TP8", 2304, 0, 1, 1, 1, true, true},
-    {"dense: MLP", 18432, 0, 1, 1, 1, false, false},
 };
 // clang-format on
 
@@ -43,7 +38,7 @@ class ShapeBench {
  public:
   explicit ShapeBench(const Shape& shape)
       : shape_(shape),
-        count_(std::max<int64_t>(shape.experts, 1)),
+        count_(shape.experts),
         n_(2 * shape.width),
         rows_(shape.hit * ((shape.rows + 7) / 8 * 8) + 32),
         copies_(copies_beyond_l2(shape.hit * n_ * kK,
@@ -105,10 +100,9 @@ class ShapeBench {
     return {w_.as<uint8_t>() + copy * count_ * n_ * kK, w_scales_.as<float>() + copy * count_ * n_ / 128 * (kK / 128),
             n_, kK, count_};
   }
-  bool dense() const { return shape_.experts == 0; }
-  Fp8Rows x() const { return {x_.as<uint8_t>(), x_scales_.as<float>(), dense() ? shape_.rows : rows_, kK, rows_}; }
+  Fp8Rows x() const { return {x_.as<uint8_t>(), x_scales_.as<float>(), rows_, kK, rows_}; }
   Fp8Rows out() const {
-    return {out_.as<uint8_t>(), out_scales_.as<float>(), dense() ? shape_.rows : rows_, shape_.width, rows_};
+    return {out_.as<uint8_t>(), out_scales_.as<float>(), rows_, shape_.width, rows_};
   }
   ExpertTiles tiles() const {
     return {list_.as<ExpertTile>(), used_.as<int32_t>(), static_cast<int32_t>(shape_.max_tiles),
@@ -116,14 +110,12 @@ class ShapeBench {
   }
   Status run(int i, int splits, Stream stream) {
     const GateUpOptions options{.splits = splits};
-    if (dense()) return fp8_gate_up_dense(x(), weight(i), out(), options, stream);
     return fp8_gate_up(x(), weight(i), tiles(), out(), options, stream);
   }
   /// The activation looks at every row of the tiles, as silu_mul_permuted() does.
   Status run_two(int i, Stream stream) {
     const Bf16Matrix y{gate_up_.as<Bf16>(), x().rows, n_, n_};
-    const Status product =
-        dense() ? fp8_gemm(x(), weight(i), y, {}, stream) : fp8_grouped_gemm(x(), weight(i), tiles(), y, {}, stream);
+    const Status product = fp8_grouped_gemm(x(), weight(i), tiles(), y, {}, stream);
     return product.ok() ? silu_mul(y, {}, out(), false, stream) : product;
   }
 

@@ -5,11 +5,11 @@
 // cluster, share an item's K; each leaves its 256 sums a token in its own shared memory, and a warp a token adds them in order of
 // split, applies the activation, finds the scale of the 128 columns and writes 128 bytes.
 //
-// One item a block: two blocks share an SM, so that one loads while the other starts or ends. With a list of tiles, which experts
-// are hit is known after the wait only; blocks of tiles that are not used leave at once. Of a dense weight the first stages are
-// requested before the wait.
+// One item a block: two blocks share an SM, so that one loads while the other starts or ends. Which experts are hit is known after
+// the wait only; blocks of tiles that are not used leave at once.
 #include <algorithm>
 #include <string>
+#include <type_traits>
 
 #include "../norm/rows.cuh"
 #include "fp8_gate_up.h"
@@ -18,6 +18,7 @@
 namespace dsv3::cuda {
 namespace {
 
+constexpr char kName[] = "fp8_gate_up";
 constexpr int kConsumers = 256, kThreads = kConsumers + 32, kWarps = kConsumers / 32;
 constexpr int kStages = 3;                            // 96 KiB of weights in flight
 constexpr int kHalfBytes = 128 * 128;                 // gate or up rows of a stage
@@ -70,12 +71,12 @@ struct Room {
 struct GateUpParams {
   stream::Maps maps;           // weights: [count * 2 * width][k], boxes of 128 rows
   const float* weight_scales;  // [count][2 * bands][k_blocks]
-  const ExpertTile* tiles;     // null: one tile of `rows` rows, expert 0
+  const ExpertTile* tiles;
   const int32_t* count;
   uint8_t* out;                // [rows][bands * 128]
   float* out_scales;           // [bands][out_stride]
   int64_t out_stride;
-  int rows, bands, k_blocks, splits;
+  int bands, k_blocks, splits;
   bool ue8m0;
 };
 
@@ -85,41 +86,32 @@ struct Work {
   int band = 0, k_begin = 0, stages = 0;
 };
 
-/// Lane 0 of the producer warp.
+/// One thread of the producer warp. The kernel has waited for its predecessor.
 template <int kTokens>
 __device__ void produce(const GateUpParams& p, const Room<kTokens>& room, const Work& work) {
+  using L = Layout<kTokens>;
+  const uint32_t base = fixed_shared_address(room.base), full = base + L::kBarriersAt, empty = full + 8 * kStages;
   const int gate_row = work.expert * 2 * p.bands * 128 + work.band * 128, up_row = gate_row + p.bands * 128;
-  // An expert with several tiles reads its weights again; a dense weight is read once.
-  const uint64_t hint = p.tiles == nullptr ? kEvictFirst : kEvictNormal;
-  const auto load_weights = [&](int i, int stage) {
-    const int column = (work.k_begin + i) * 128;
-    barrier_expect(room.full(stage), Layout<kTokens>::kCopyBytes);
-    tma_load_2d(room.weights(stage), &p.maps.weights, room.full(stage), column, gate_row, hint);
-    tma_load_2d(room.weights(stage) + kHalfBytes, &p.maps.weights, room.full(stage), column, up_row, hint);
-  };
-  const auto load_tokens = [&](int i, int stage) {
-    tma_load_2d(room.tokens(stage), &p.maps.tokens, room.full(stage), (work.k_begin + i) * 128, work.row_begin);
-    tma_load_2d(room.scales(stage), &p.maps.scales, room.full(stage), work.row_begin, work.k_begin + i);
-  };
-  const int early = min(work.stages, kStages);
-  for (int i = 0; i < early; ++i) load_weights(i, i);
-  wait_for_previous();  // of a list: returns at once, the kernel has waited
-  for (int i = 0; i < early; ++i) load_tokens(i, i);
   stream::Cursor<kStages> at;
-  at.parity = 1;  // the second round
-  for (int i = early; i < work.stages; ++i, at.advance()) {
-    barrier_wait(room.empty(at.stage), at.parity ^ 1);
-    load_weights(i, at.stage);
-    load_tokens(i, at.stage);
+  for (int i = 0; i < work.stages; ++i, at.advance()) {
+    const int k_block = work.k_begin + i;
+    const uint32_t barrier = full + 8 * at.stage, weights = base + at.stage * kWeightBytes;
+    barrier_wait(empty + 8 * at.stage, at.parity ^ 1);  // the first round passes at once
+    barrier_expect(barrier, L::kCopyBytes);
+    // No evict-first: an expert with several tiles reads its weights again.
+    tma_load_2d(weights, &p.maps.weights, barrier, k_block * 128, gate_row);
+    tma_load_2d(weights + kHalfBytes, &p.maps.weights, barrier, k_block * 128, up_row);
+    tma_load_2d(base + L::kTokensAt + at.stage * L::kTokenBytes, &p.maps.tokens, barrier, k_block * 128, work.row_begin);
+    tma_load_2d(base + L::kScalesAt + at.stage * kScaleSlot, &p.maps.scales, barrier, work.row_begin, k_block);
   }
 }
 
-/// sum[h][row][token] += weight_scale * token scale * (128 of K), for 128 weight rows: two of 64. As stream::add_stage(), with one
-/// wait for both; the same order of operations for every kTokens.
+/// part[h][row][token] = the product of a stage, for 128 weight rows: two of 64; under way. As stream::start_product().
 template <int kTokens>
-__device__ void add_stage(float (&sum)[2][kTokens / 2], float (&part)[2][kTokens / 2], const uint8_t* weights, const uint8_t* tokens,
-                          const float* token_scales, float weight_scale) {
+__device__ void start_product(float (&part)[2][kTokens / 2], const uint8_t* weights, const uint8_t* tokens) {
   const uint64_t a = wgmma_descriptor_128(shared_address(weights)), b = wgmma_descriptor_128(shared_address(tokens));
+#pragma unroll
+  for (int i = 0; i < kTokens; ++i) wgmma_pin(part[i / (kTokens / 2)][i % (kTokens / 2)]);
   wgmma_fence();
 #pragma unroll
   for (int k = 0; k < 4; ++k) {  // 32 bytes along K; 64 rows are 8192 bytes further
@@ -127,40 +119,38 @@ __device__ void add_stage(float (&sum)[2][kTokens / 2], float (&part)[2][kTokens
     wgmma_e4m3<kTokens>(part[1], a + (8192 >> 4) + 2 * k, b + 2 * k, k > 0 ? 1 : 0);
   }
   wgmma_commit();
-  wgmma_wait<0>();
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-#pragma unroll
-    for (int i = 0; i < kTokens / 2; ++i) wgmma_pin(part[h][i]);
-  }
-  const float* mine = token_scales + 2 * (threadIdx.x % 4);
-#pragma unroll
-  for (int i = 0; i < kTokens / 8; ++i) {
-    const float2 scale = *reinterpret_cast<const float2*>(mine + 8 * i);
-    const float first = __fmul_rn(weight_scale, scale.x), second = __fmul_rn(weight_scale, scale.y);
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      sum[h][4 * i] = __fmaf_rn(part[h][4 * i], first, sum[h][4 * i]);
-      sum[h][4 * i + 1] = __fmaf_rn(part[h][4 * i + 1], second, sum[h][4 * i + 1]);
-      sum[h][4 * i + 2] = __fmaf_rn(part[h][4 * i + 2], first, sum[h][4 * i + 2]);
-      sum[h][4 * i + 3] = __fmaf_rn(part[h][4 * i + 3], second, sum[h][4 * i + 3]);
-    }
-  }
 }
 
 /// A consumer warp: all k blocks, then the sums to `partial` [kTokens][kPitch]: 128 of the gate, 128 of up.
 template <int kTokens>
 __device__ void consume(const Room<kTokens>& room, int stages, float* partial, int warp, int lane) {
-  const int half = warp / 4;  // the warpgroup: gate, up
+  constexpr int kDepth = kTokens <= 16 ? 2 : 1;  // stages whose products are under way together
+  const int half = warp / 4;                     // the warpgroup: gate, up
   const float* weight_scales = room.weight_scales(half);
-  float sum[2][kTokens / 2] = {}, part[2][kTokens / 2] = {};
+  float sum[2][kTokens / 2] = {}, part[kDepth][2][kTokens / 2] = {};
   stream::Cursor<kStages> at;
-  for (int i = 0; i < stages; ++i, at.advance()) {
-    barrier_wait(room.full(at.stage), at.parity);
-    add_stage<kTokens>(sum, part, room.weights(at.stage) + half * kHalfBytes, room.tokens(at.stage), room.scales(at.stage),
-                       weight_scales[i]);
-    __syncwarp();
-    if (lane == 0) barrier_arrive(room.empty(at.stage));
+  const auto add = [&]<int kSteps>(std::integral_constant<int, kSteps>, int i) {
+    int stage[kSteps];
+#pragma unroll
+    for (int d = 0; d < kSteps; ++d, at.advance()) {
+      stage[d] = at.stage;
+      barrier_wait(room.full(at.stage), at.parity);
+      start_product<kTokens>(part[d], room.weights(at.stage) + half * kHalfBytes, room.tokens(at.stage));
+    }
+#pragma unroll
+    for (int d = 0; d < kSteps; ++d) {
+      wgmma_wait_but(kSteps - 1 - d);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) stream::promote<kTokens>(sum[h], part[d][h], room.scales(stage[d]), weight_scales[i + d]);
+      fence_async_proxy();  // the scales have been read: the copy engine may write there
+      __syncwarp();
+      if (lane == 0) barrier_arrive(room.empty(stage[d]));
+    }
+  };
+  int i = 0;
+  for (; i + kDepth <= stages; i += kDepth) add(std::integral_constant<int, kDepth>{}, i);
+  if constexpr (kDepth > 1) {
+    for (; i < stages; ++i) add(std::integral_constant<int, 1>{}, i);
   }
   named_barrier_sync(1, kConsumers);  // nobody reads the ring any more, and no copy is on its way
   float* mine = partial + 2 * (lane % 4) * kPitch + half * 128 + warp % 4 * 16 + lane / 4;
@@ -224,21 +214,19 @@ __global__ void __launch_bounds__(kThreads, 2) gate_up_kernel(const __grid_const
   if (threadIdx.x == kConsumers) stream::prefetch(p.maps);
   room.init_barriers();
 
-  Work work{.rows = p.rows, .band = item % p.bands, .k_begin = p.k_blocks * rank / p.splits};
+  wait_for_previous();
+  Work work{.band = item % p.bands, .k_begin = p.k_blocks * rank / p.splits};
   work.stages = p.k_blocks * (rank + 1) / p.splits - work.k_begin;
-  if (p.tiles != nullptr) {
-    wait_for_previous();
-    const ExpertTile* tile = p.tiles + item / p.bands;
-    const int count = __ldcg(p.count);
-    work.expert = __ldcg(&tile->expert);
-    work.row_begin = __ldcg(&tile->row_begin);
-    work.rows = min(__ldcg(&tile->rows), kTokens);
-    if (item / p.bands >= count) return;  // the whole cluster does
-  }
+  const ExpertTile* tile = p.tiles + item / p.bands;
+  const int count = __ldcg(p.count);
+  work.expert = __ldcg(&tile->expert);
+  work.row_begin = __ldcg(&tile->row_begin);
+  work.rows = min(__ldcg(&tile->rows), kTokens);
+  if (item / p.bands >= count) return;  // the whole cluster does
 
   float* partial = reinterpret_cast<float*>(room.base);
   if (warp == kWarps) {
-    if (lane == 0) produce<kTokens>(p, room, work);
+    if (elect_one()) produce<kTokens>(p, room, work);
     __syncwarp();
   } else {
     const int half = warp / 4;
@@ -246,7 +234,6 @@ __global__ void __launch_bounds__(kThreads, 2) gate_up_kernel(const __grid_const
     const float* from = p.weight_scales + scale_row * p.k_blocks + work.k_begin;
     for (int i = threadIdx.x % 128; i < work.stages; i += 128) room.weight_scales(half)[i] = __ldg(from + i);
     named_barrier_sync(1, kConsumers);
-    wait_for_previous();  // out may still be read
     consume<kTokens>(room, work.stages, partial, warp, lane);
     if (p.splits == 1) {
       named_barrier_sync(1, kConsumers);
@@ -261,8 +248,7 @@ __global__ void __launch_bounds__(kThreads, 2) gate_up_kernel(const __grid_const
     switch (p.splits) {
       case 2: finish<2>(p, work, partial, rank, warp, lane); break;
       case 4: finish<4>(p, work, partial, rank, warp, lane); break;
-      case 8: finish<8>(p, work, partial, rank, warp, lane); break;
-      default: finish<16>(p, work, partial, rank, warp, lane); break;
+      default: finish<8>(p, work, partial, rank, warp, lane); break;
     }
   }
   __syncwarp();
@@ -273,72 +259,52 @@ __global__ void __launch_bounds__(kThreads, 2) gate_up_kernel(const __grid_const
 }
 
 template <int kTokens>
-Status start(const char* name, const GateUpParams& p, int64_t tiles, Stream stream) {
+Status start(const GateUpParams& p, int64_t tiles, Stream stream) {
   constexpr int kBytes = Layout<kTokens>::kSharedBytes;
-  if (Status s = allow_shared_bytes(name, gate_up_kernel<kTokens>, kBytes); !s.ok()) return s;
-  if (p.splits > 8) {
-    const cudaError_t allowed = cudaFuncSetAttribute(gate_up_kernel<kTokens>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    if (Status s = cuda_status(allowed, name); !s.ok()) return s;
-  }
+  if (Status s = allow_shared_bytes(kName, gate_up_kernel<kTokens>, kBytes); !s.ok()) return s;
   const auto blocks = static_cast<unsigned>(tiles * p.bands * p.splits);
-  return launch(name, gate_up_kernel<kTokens>, {dim3(blocks), dim3(kThreads), kBytes, static_cast<unsigned>(p.splits)}, stream, p);
+  return launch(kName, gate_up_kernel<kTokens>, {dim3(blocks), dim3(kThreads), kBytes, static_cast<unsigned>(p.splits)}, stream, p);
 }
 
-/// Checks and launches both forms. `tiles` null: one tile of all rows.
-Status gate_up(const char* name, const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles* tiles, const Fp8Rows& out,
-               const GateUpOptions& options, Stream stream) {
+}  // namespace
+
+Status fp8_gate_up(const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles& tiles, const Fp8Rows& out, const GateUpOptions& options,
+                   Stream stream) {
   const auto fault = [&](const char* what) {
-    return wrong(name, std::string(what) + " (rows " + std::to_string(x.rows) + ", n " + std::to_string(w.n) + ", k " +
-                           std::to_string(w.k) + ", tile_rows " + std::to_string(tiles != nullptr ? tiles->tile_rows : 0) + ")");
+    return wrong(kName, std::string(what) + " (rows " + std::to_string(x.rows) + ", n " + std::to_string(w.n) + ", k " +
+                            std::to_string(w.k) + ", tile_rows " + std::to_string(tiles.tile_rows) + ")");
   };
-  if (x.rows == 0 || (tiles != nullptr && tiles->max_tiles == 0)) return {};
+  if (x.rows == 0 || tiles.max_tiles == 0) return {};
   // A matrix that passes: what would be gate and up in BF16 is never stored.
   const Bf16Matrix products{reinterpret_cast<Bf16*>(out.data), x.rows, w.n, w.n};
   if (const char* what = stream::fault(x, w, products); what != nullptr) return fault(what);
   if (w.n % 256 != 0) return fault("n is not twice a multiple of 128");
   const int64_t width = w.n / 2;
-  if (Status s = check_fp8(name, "out", out, tiles == nullptr ? x.rows : 1, width); !s.ok()) return s;
-  if (tiles == nullptr && x.rows > kGateUpMaxRows) return fault("more than 32 rows");
-  if (tiles == nullptr && w.count != 1) return fault("a dense product of several weights");
-  if (tiles != nullptr && (tiles->tiles == nullptr || tiles->count == nullptr || tiles->max_tiles < 0)) return fault("no list of tiles");
-  const int tokens = tiles != nullptr ? tiles->tile_rows : x.rows <= 8 ? 8 : x.rows <= 16 ? 16 : 32;
+  if (Status s = check_fp8(kName, "out", out, 1, width); !s.ok()) return s;
+  if (tiles.tiles == nullptr || tiles.count == nullptr || tiles.max_tiles < 0) return fault("no list of tiles");
+  const int tokens = tiles.tile_rows;
   if (tokens != 8 && tokens != 16 && tokens != 32) return fault("tile_rows is none of 8, 16, 32");
-
-  const int64_t max_tiles = tiles != nullptr ? tiles->max_tiles : 1;
   const int splits = options.splits != 0 ? options.splits : gate_up_splits(w.k);
   if (splits < 1 || splits > kGateUpMaxSplits || (splits & (splits - 1)) != 0 || splits > w.k / 128) return fault("splits do not fit");
-  if (max_tiles * (width / 128) * splits > INT32_MAX) return fault("too many tiles");
+  if (tiles.max_tiles * (width / 128) * splits > INT32_MAX) return fault("too many tiles");
 
   GateUpParams p{};
   if (Status s = stream::make_maps(x, w, 128, tokens, &p.maps); !s.ok()) return s;
   p.weight_scales = w.scales;
-  p.tiles = tiles != nullptr ? tiles->tiles : nullptr;
-  p.count = tiles != nullptr ? tiles->count : nullptr;
+  p.tiles = tiles.tiles;
+  p.count = tiles.count;
   p.out = out.data;
   p.out_scales = out.scales;
   p.out_stride = out.scale_stride;
-  p.rows = static_cast<int>(std::min<int64_t>(x.rows, tokens));
   p.bands = static_cast<int>(width / 128);
   p.k_blocks = static_cast<int>(w.k / 128);
   p.splits = splits;
   p.ue8m0 = options.ue8m0;
   switch (tokens) {
-    case 8: return start<8>(name, p, max_tiles, stream);
-    case 16: return start<16>(name, p, max_tiles, stream);
-    default: return start<32>(name, p, max_tiles, stream);
+    case 8: return start<8>(p, tiles.max_tiles, stream);
+    case 16: return start<16>(p, tiles.max_tiles, stream);
+    default: return start<32>(p, tiles.max_tiles, stream);
   }
-}
-
-}  // namespace
-
-Status fp8_gate_up(const Fp8Rows& x, const Fp8Weight& gate_up_weight, const ExpertTiles& tiles, const Fp8Rows& out,
-                   const GateUpOptions& options, Stream stream) {
-  return gate_up("fp8_gate_up", x, gate_up_weight, &tiles, out, options, stream);
-}
-
-Status fp8_gate_up_dense(const Fp8Rows& x, const Fp8Weight& gate_up_weight, const Fp8Rows& out, const GateUpOptions& options,
-                         Stream stream) {
-  return gate_up("fp8_gate_up_dense", x, gate_up_weight, nullptr, out, options, stream);
 }
 
 }  // namespace dsv3::cuda

@@ -1,4 +1,4 @@
-// Gate and up product of an MLP with its activation, for few rows: one launch from FP8 rows to FP8 rows.
+// Gate and up product of experts with its activation, for few rows: one launch from FP8 rows to FP8 rows.
 //
 //   out[p] = e4m3(silu(x[p] Wg^T) * (x[p] Wu^T)), one scale per row and 128 columns (the rule of quantise())
 //
@@ -10,12 +10,11 @@
 
 namespace dsv3::cuda {
 
-inline constexpr int kGateUpMaxRows = 32;    ///< of a tile, and of fp8_gate_up_dense()
-inline constexpr int kGateUpMaxSplits = 16;  ///< that can be asked for; above 8 a cluster is larger than every GPU grants
+inline constexpr int kGateUpMaxSplits = 8;  ///< the largest cluster that every GPU grants
 
 struct GateUpOptions {
   bool ue8m0 = false;
-  int splits = 0;            ///< 1, 2, 4, 8 or 16 blocks share the K of an item, each at least 128 of it; 0: gate_up_splits() chooses
+  int splits = 0;            ///< 1, 2, 4 or 8 blocks share the K of an item, each at least 128 of it; 0: gate_up_splits() chooses
 };
 
 /// For every tile t < *tiles.count: out[rows of t] from x[rows of t] and gate_up[t.expert], a weight [2 * width, k] with the gate's
@@ -23,9 +22,6 @@ struct GateUpOptions {
 /// tile (what lies there does not matter). tiles.tile_rows: 8, 16 or 32.
 Status fp8_gate_up(const Fp8Rows& x, const Fp8Weight& gate_up, const ExpertTiles& tiles, const Fp8Rows& out, const GateUpOptions& options,
                    Stream stream);
-
-/// The same of all rows (at most kGateUpMaxRows) with one weight, whose first stages are requested before the dependency wait.
-Status fp8_gate_up_dense(const Fp8Rows& x, const Fp8Weight& gate_up, const Fp8Rows& out, const GateUpOptions& options, Stream stream);
 
 /// Blocks that share the K of an item (a tile and 128 columns): 1, 2 or 4, by k alone, so that a row's bits depend on the row and its
 /// expert only. Pure.

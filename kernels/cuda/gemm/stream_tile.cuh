@@ -177,6 +177,7 @@ struct Consumer {
     for (int d = 0; d < kSteps; ++d) {
       wgmma_wait_but(kSteps - 1 - d);
       promote<S::kGroupTokens>(sum, part[d], memory.scales(stage[d]) + token, scale[d]);
+      fence_async_proxy();  // the scales have been read: the copy engine may write there
       __syncwarp();
       if (threadIdx.x % 32 == 0) barrier_arrive(memory.empty(stage[d]));
     }
