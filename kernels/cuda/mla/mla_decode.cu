@@ -105,7 +105,6 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
     for (int stage = 0; stage < 2; ++stage) {
       for (int box = 0; box < kBoxes; ++box) barrier_init(&shared.kv_full[stage][box], kFp8 ? 128 : 1);
       for (int step = 0; step < kLoadSteps; ++step) barrier_init(&shared.kv_empty[stage][step], step == 0 ? 4 : 8);
-      for (int half = 0; half < 2; ++half) barrier_init(&shared.p_full[stage][half], 4);
       barrier_init(&shared.p_empty[stage], 8);
     }
     fence_barrier_init();

@@ -11,8 +11,9 @@
 //   kv_full[stage][box]    loader -> scores, outputs       box: 64 columns of the block (FP8: box 0 stands for all)
 //   kv_empty[stage][step]  step 0: the rotary box, from the scores (4 warps); 1 and 2: first and second quarter of each
 //                          half, from the outputs (8 warps). Scores are done with a stage before P of its block is full
-//   p_full[buffer][half]   scores (4 warps) -> outputs     half of the tokens; the first also covers `keep`, the second
-//   the row statistics p_empty[buffer]        outputs (8 warps) -> scores
+//   p_full(buffer, half)   scores -> outputs, named        half of the tokens. The first also covers `keep`, the second
+//                                                          the row statistics
+//   p_empty[buffer]        outputs (8 warps) -> scores
 //
 // The loader refills boxes in the order in which they become free, and the scores take them in that order.
 //
@@ -24,6 +25,11 @@
 #include "mla_decode_load.cuh"
 
 namespace dsv3::cuda {
+
+inline constexpr int kPFullThreads = 3 * 128;
+__device__ __forceinline__ int p_full(uint32_t buffer, int half) {
+  return 2 + 2 * static_cast<int>(buffer) + half;  // 1: among the scores
+}
 
 // ---- scores --------------------------------------------------------------------------------------------------------
 
@@ -158,8 +164,7 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
                   pack_bf16(s[8 * t + 6], s[8 * t + 7]));
       if (t == 1) {  // the outputs can begin
         fence_async_proxy();
-        __syncwarp();
-        if (lane == 0) barrier_arrive(&shared.p_full[stage][0]);
+        named_barrier_arrive(p_full(stage, 0), kPFullThreads);
       }
     }
 #pragma unroll
@@ -175,8 +180,7 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
       if (last && quad == 0) shared.stats[stage][row0 + 8 * r] = {top[r] * scale, whole};
     }
     fence_async_proxy();
-    __syncwarp();
-    if (lane == 0) barrier_arrive(&shared.p_full[stage][1]);
+    named_barrier_arrive(p_full(stage, 1), kPFullThreads);
   }
 }
 
@@ -198,7 +202,7 @@ __device__ __forceinline__ void output_blocks(const DecodePiece& piece, int half
     } else {
       barrier_wait(&shared.kv_full[stage][0], phase);
     }
-    barrier_wait(&shared.p_full[stage][0], phase);
+    named_barrier_sync(p_full(stage, 0), kPFullThreads);
     const float keep[2] = {shared.keep[stage][row], shared.keep[stage][row + 8]};
     if (b > piece.first && __any_sync(~0u, keep[0] != 1.0f || keep[1] != 1.0f)) {
 #pragma unroll
@@ -207,7 +211,7 @@ __device__ __forceinline__ void output_blocks(const DecodePiece& piece, int half
 #pragma unroll
     for (int half = 0; half < 2; ++half) {  // of the tokens: the first ones' P is there while the others' is worked out
       if (half == 1) {
-        barrier_wait(&shared.p_full[stage][1], phase);
+        named_barrier_sync(p_full(stage, 1), kPFullThreads);
         if (b + 1 == piece.last) {
           stats[0] = shared.stats[stage][row];
           stats[1] = shared.stats[stage][row + 8];
