@@ -199,6 +199,11 @@ TEST(Fp8TilesChoice, GroupedTileHoldsTheRows) {
   EXPECT_EQ(to_string(choose_grouped_tiles(128, 512)), "128x128");  // 192 would waste a third
 }
 
+TEST(Fp8Tiles, EachTileOnce) {  // short enough for every sanitizer
+  DSV3_NEEDS_GPU();
+  check_dense(65, 136, 1664);
+}
+
 TEST(Fp8Tiles, RaggedRowsAndColumns) {
   DSV3_NEEDS_GPU();
   for (const int64_t m : {1, 7, 64, 65, 127, 128, 129, 260}) {

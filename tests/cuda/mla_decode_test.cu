@@ -97,6 +97,12 @@ TEST(MlaDecodeTest, SmallMatchesFloat64) {
   check_fast({.heads = 16, .format = KvFormat::kFp8, .groups = {{1, 200}}, .max_group_rows = 1, .seed = 8});
 }
 
+TEST(MlaDecodeTest, TwoTilesOfEachFormat) {  // short enough for every sanitizer
+  DSV3_NEEDS_GPU();
+  for (const KvFormat format : {KvFormat::kBf16, KvFormat::kFp8})
+    check_fast({.heads = 128, .format = format, .groups = {{1, 300}, {1, 63}}, .max_group_rows = 1, .seed = 10});
+}
+
 TEST(MlaDecodeTest, RaggedMatchesFloat64) {
   DSV3_NEEDS_GPU();
   for (const KvFormat format : {KvFormat::kBf16, KvFormat::kFp8}) {

@@ -98,6 +98,8 @@ struct Problem {
     const size_t values = static_cast<size_t>(rows) * static_cast<size_t>(heads);
     ASSERT_EQ(cudaMalloc(&want_out, values * 128 * sizeof(double)), cudaSuccess);
     ASSERT_EQ(cudaMalloc(&want_lse, values * sizeof(double)), cudaSuccess);
+    ASSERT_EQ(cudaMemset(want_out, 0, values * 128 * sizeof(double)), cudaSuccess);  // rows of no span are copied, too
+    ASSERT_EQ(cudaMemset(want_lse, 0, values * sizeof(double)), cudaSuccess);
     for (const auto& span : whole != nullptr ? *whole : spans) {
       if (span.rows == 0) continue;
       reference_kernel<<<dim3(static_cast<unsigned>(span.rows), static_cast<unsigned>(heads)), 32>>>(
