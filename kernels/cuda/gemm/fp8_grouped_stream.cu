@@ -153,7 +153,10 @@ __global__ void __launch_bounds__(Shape<kTokens>::kThreads, Shape<kTokens>::kBlo
     const int next_begin = __ldcg(&next_tile->row_begin), next_tokens = __ldcg(&next_tile->rows);
 #pragma unroll
     for (float& sum : consumer.sum) sum = 0;
-    consumer.add_all(memory, at, p.k_blocks, [&](int, int stage) { return memory.weight_scales()[stage]; });
+    // Lane 0 reads, the one that also releases the stage: racecheck follows orders of single threads only.
+    consumer.add_all(memory, at, p.k_blocks, [&](int, int stage) {
+      return __shfl_sync(~0u, lane == 0 ? memory.weight_scales()[stage] : 0.0f, 0);
+    });
     __nv_bfloat16* y = p.y + row_begin * p.y_stride + weight_row;
     store<kTokens>(consumer.sum, memory.staging(warp), y, p.y_stride, tokens, p.n - weight_row, lane);
     item = next;

@@ -11,8 +11,8 @@
 //   kv_full[stage][box]    loader -> scores, outputs       box: 64 columns of the block (FP8: box 0 stands for all)
 //   kv_empty[stage][step]  step 0: the rotary box, from the scores (4 warps); 1 and 2: first and second quarter of each
 //                          half, from the outputs (8 warps). Scores are done with a stage before P of its block is full
-//   p_full(buffer, half)   scores -> outputs, named        half of the tokens. The first also covers `keep`, the second
-//                                                          the row statistics
+//   p_full(buffer, half)   scores -> outputs, named        half of the tokens. The first also covers `keep`
+//   stats_full(buffer)     scores -> outputs, named        row statistics, with a piece's last block
 //   p_empty[buffer]        outputs (8 warps) -> scores
 //
 // The loader refills boxes in the order in which they become free, and the scores take them in that order.
@@ -30,6 +30,7 @@ inline constexpr int kPFullThreads = 3 * 128;
 __device__ __forceinline__ int p_full(uint32_t buffer, int half) {
   return 2 + 2 * static_cast<int>(buffer) + half;  // 1: among the scores
 }
+__device__ __forceinline__ int stats_full(uint32_t buffer) { return 6 + static_cast<int>(buffer); }
 
 // ---- scores --------------------------------------------------------------------------------------------------------
 
@@ -167,20 +168,19 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
         named_barrier_arrive(p_full(stage, 0), kPFullThreads);
       }
     }
+    fence_async_proxy();
+    named_barrier_arrive(p_full(stage, 1), kPFullThreads);
 #pragma unroll
     for (int r = 0; r < 2; ++r) sum[r] = sum[r] * keep[r] + added[r];
-    const bool last = b + 1 == piece.last;
+    if (b + 1 < piece.last) continue;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       float whole = sum[r];
-      if (last) {
-        whole += __shfl_xor_sync(~0u, whole, 1);
-        whole += __shfl_xor_sync(~0u, whole, 2);
-      }
-      if (last && quad == 0) shared.stats[stage][row0 + 8 * r] = {top[r] * scale, whole};
+      whole += __shfl_xor_sync(~0u, whole, 1);
+      whole += __shfl_xor_sync(~0u, whole, 2);
+      if (quad == 0) shared.stats[stage][row0 + 8 * r] = {top[r] * scale, whole};
     }
-    fence_async_proxy();
-    named_barrier_arrive(p_full(stage, 1), kPFullThreads);
+    named_barrier_arrive(stats_full(stage), kPFullThreads);
   }
 }
 
@@ -210,13 +210,7 @@ __device__ __forceinline__ void output_blocks(const DecodePiece& piece, int half
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {  // of the tokens: the first ones' P is there while the others' is worked out
-      if (half == 1) {
-        named_barrier_sync(p_full(stage, 1), kPFullThreads);
-        if (b + 1 == piece.last) {
-          stats[0] = shared.stats[stage][row];
-          stats[1] = shared.stats[stage][row + 8];
-        }
-      }
+      if (half == 1) named_barrier_sync(p_full(stage, 1), kPFullThreads);
       wgmma_fence();
 #pragma unroll
       for (int side = 0; side < 2; ++side) {  // 128 columns each: the first two boxes can go while the others are read
@@ -231,6 +225,11 @@ __device__ __forceinline__ void output_blocks(const DecodePiece& piece, int half
     wgmma_wait<1>();
     __syncwarp();
     if (lane == 0) barrier_arrive(&shared.kv_empty[stage][1]);
+    if (b + 1 == piece.last) {
+      named_barrier_sync(stats_full(stage), kPFullThreads);
+      stats[0] = shared.stats[stage][row];
+      stats[1] = shared.stats[stage][row + 8];
+    }
     wgmma_wait<0>();
 #pragma unroll
     for (int i = 0; i < 128; ++i) wgmma_pin(acc[i / 64][i % 64]);
