@@ -126,6 +126,24 @@ double product_bytes(int64_t m, int64_t n, int64_t k) {
   return static_cast<double>(n * k + m * k + 2 * m * n);
 }
 
+StreamShape choose_stream(const Best& known, int64_t m, int64_t n, int64_t k, bool deterministic) {
+  if (known.splits > 0) return {std::min(known.rows, stream_tokens(m)), known.cols, known.splits};
+  StreamShape best{stream_tokens(m), 64, stream_splits(n, k)};
+  if (best.tokens <= 32) return best;
+  const int fixed = best.splits;
+  double least = predict_stream_us(best, m, n, k);
+  for (const StreamTile& tile : kStreamTiles) {
+    if (tile.tokens < 32 || tile.tokens > stream_tokens(m)) continue;
+    for (const int splits : kStreamSplits) {
+      if (deterministic ? splits != fixed : splits > 1 && k / 128 / splits < kLeastStages) continue;
+      const StreamShape shape{tile.tokens, tile.weight_rows, splits};
+      const double us = predict_stream_us(shape, m, n, k);
+      if (us < least) least = us, best = shape;
+    }
+  }
+  return best;
+}
+
 }  // namespace
 
 int stream_tokens(int64_t m) {
@@ -168,29 +186,12 @@ double predict_stream_us(const StreamShape& shape, int64_t m, int64_t n, int64_t
   return us;
 }
 
-double predict_tiles_us(int64_t m, int64_t n, int64_t k) {
-  const double cycles = modelled_cycles(choose_tiles(m, n, k, kSms), m, n, k, kSms);
-  return std::max(kStart + product_bytes(m, n, k) / kTilesHbm, cycles / kCyclesPerUs);
+double predict_tiles_us(TileShape tile, int64_t m, int64_t n, int64_t k) {
+  return std::max(kStart + product_bytes(m, n, k) / kTilesHbm, modelled_cycles(tile, m, n, k, kSms) / kCyclesPerUs);
 }
 
 StreamShape choose_stream(int64_t m, int64_t n, int64_t k, bool deterministic) {
-  if (const Best known = deterministic ? Best{} : nearest(m, n, k); known.splits > 0) {
-    return {std::min(known.rows, stream_tokens(m)), known.cols, known.splits};
-  }
-  StreamShape best{stream_tokens(m), 64, stream_splits(n, k)};
-  if (best.tokens <= 32) return best;
-  const int fixed = best.splits;
-  double least = predict_stream_us(best, m, n, k);
-  for (const StreamTile& tile : kStreamTiles) {
-    if (tile.tokens < 32 || tile.tokens > stream_tokens(m)) continue;
-    for (const int splits : kStreamSplits) {
-      if (deterministic ? splits != fixed : splits > 1 && k / 128 / splits < kLeastStages) continue;
-      const StreamShape shape{tile.tokens, tile.weight_rows, splits};
-      const double us = predict_stream_us(shape, m, n, k);
-      if (us < least) least = us, best = shape;
-    }
-  }
-  return best;
+  return choose_stream(deterministic ? Best{} : nearest(m, n, k), m, n, k, deterministic);
 }
 
 GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, bool deterministic) {
@@ -207,12 +208,14 @@ GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, bool deterministic) {
     return choice;
   }
   if (m <= kStreamMaxRows) {
-    choice.stream = choose_stream(m, n, k, false);
-    if (known.rows > 0 || m <= 64 || predict_stream_us(choice.stream, m, n, k) <= predict_tiles_us(m, n, k))
-      return choice;
+    choice.stream = choose_stream(known, m, n, k, false);
+    if (known.rows > 0 || m <= 64) return choice;
   }
+  const TileShape tile = choose_tiles(m, n, k, kSms);
+  if (m <= kStreamMaxRows && predict_stream_us(choice.stream, m, n, k) <= predict_tiles_us(tile, m, n, k))
+    return choice;
   choice.kernel = GemmKernel::kTiles;
-  choice.tile = choose_tiles(m, n, k, kSms);
+  choice.tile = tile;
   return choice;
 }
 

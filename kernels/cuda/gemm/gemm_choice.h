@@ -69,9 +69,9 @@ int stream_splits(int64_t n, int64_t k);
 /// deterministic mode, the smallest tile that holds up to 32 rows, above the one with the least predicted time.
 StreamShape choose_stream(int64_t m, int64_t n, int64_t k, bool deterministic);
 
-/// Microseconds in a chain of dependent launches: of a streaming product, and of the best tensor-core tile.
+/// Microseconds in a chain of dependent launches: of a streaming product, and of a tensor-core tile.
 double predict_stream_us(const StreamShape& shape, int64_t m, int64_t n, int64_t k);
-double predict_tiles_us(int64_t m, int64_t n, int64_t k);
+double predict_tiles_us(TileShape tile, int64_t m, int64_t n, int64_t k);
 
 // The kernels behind fp8_gemm() and fp8_grouped_gemm(), arguments as there; x.rows <= kStreamMaxRows, lists with
 // tile_rows <= kStreamTileRows. Those of tiles: tiles_choice.h.
