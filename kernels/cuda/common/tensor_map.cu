@@ -33,6 +33,16 @@ CUtensorMapSwizzle swizzle_code(TmaSwizzle swizzle) {
   return CU_TENSOR_MAP_SWIZZLE_NONE;
 }
 
+Status map_e4m3(const uint8_t* data, int64_t rows, int64_t cols, int box_rows, CUtensorMap* map) {
+  return make_tensor_map({.data = data,
+                          .rows = static_cast<uint64_t>(rows),
+                          .cols = static_cast<uint64_t>(cols),
+                          .row_bytes = static_cast<uint64_t>(cols),
+                          .box_rows = static_cast<uint32_t>(box_rows),
+                          .box_cols = kQuantGroup},
+                         map);
+}
+
 }  // namespace
 
 Status make_tensor_map(const TensorMap2d& shape, CUtensorMap* map) {
@@ -50,6 +60,28 @@ Status make_tensor_map(const TensorMap2d& shape, CUtensorMap* map) {
   return {Code::kInternal, "tensor map of " + std::to_string(shape.rows) + " x " + std::to_string(shape.cols) + ", box " +
                                std::to_string(shape.box_rows) + " x " + std::to_string(shape.box_cols) + ", row of " +
                                std::to_string(shape.row_bytes) + " bytes: driver error " + std::to_string(static_cast<int>(result))};
+}
+
+Status map_rows(const Fp8Rows& x, int box_rows, CUtensorMap* map) {
+  return map_e4m3(x.data, x.rows, x.cols, box_rows, map);
+}
+
+Status map_weights(const Fp8Weight& w, int box_rows, CUtensorMap* map) {
+  return map_e4m3(w.data, w.n * w.count, w.k, box_rows, map);
+}
+
+Status map_row_scales(const Fp8Rows& x, int box_cols, CUtensorMap* map) {
+  return make_tensor_map({.data = x.scales,
+                          .type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+                          .element_bytes = 4,
+                          .rows = static_cast<uint64_t>(x.cols / kQuantGroup),
+                          .cols = static_cast<uint64_t>(x.rows),
+                          .row_bytes = static_cast<uint64_t>(x.scale_stride) * 4,
+                          .box_rows = 1,
+                          .box_cols = static_cast<uint32_t>(box_cols),
+                          .swizzle = TmaSwizzle::kNone,
+                          .promote_l2 = false},
+                         map);
 }
 
 int sm_count() {

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "dsv3/base/status.h"
+#include "types.h"
 
 namespace dsv3::cuda {
 
@@ -24,5 +25,11 @@ struct TensorMap2d {
 
 /// Elements outside the tensor arrive as zeros. kInternal if the driver refuses the shape.
 Status make_tensor_map(const TensorMap2d& shape, CUtensorMap* map);
+
+// Maps of an FP8 product's operands, in boxes of one scale block of K (128).
+Status map_rows(const Fp8Rows& x, int box_rows, CUtensorMap* map);
+Status map_weights(const Fp8Weight& w, int box_rows, CUtensorMap* map);  ///< of all experts: [count * n][k]
+/// [k / 128][rows], in boxes of a row. Columns past the rows come as zeros, whatever the padding holds.
+Status map_row_scales(const Fp8Rows& x, int box_cols, CUtensorMap* map);
 
 }  // namespace dsv3::cuda

@@ -9,7 +9,6 @@
 // the wait only; blocks of tiles that are not used leave at once.
 #include <algorithm>
 #include <string>
-#include <type_traits>
 
 #include "../norm/rows.cuh"
 #include "fp8_gate_up.h"
@@ -92,7 +91,7 @@ __device__ void produce(const GateUpParams& p, const Room<kTokens>& room, const 
   using L = Layout<kTokens>;
   const uint32_t base = fixed_shared_address(room.base), full = base + L::kBarriersAt, empty = full + 8 * kStages;
   const int gate_row = work.expert * 2 * p.bands * 128 + work.band * 128, up_row = gate_row + p.bands * 128;
-  stream::Cursor<kStages> at;
+  Cursor<kStages> at;
   for (int i = 0; i < work.stages; ++i, at.advance()) {
     const int k_block = work.k_begin + i;
     const uint32_t barrier = full + 8 * at.stage, weights = base + at.stage * kWeightBytes;
@@ -128,7 +127,7 @@ __device__ void consume(const Room<kTokens>& room, int stages, float* partial, i
   const int half = warp / 4;                     // the warpgroup: gate, up
   const float* weight_scales = room.weight_scales(half);
   float sum[2][kTokens / 2] = {}, part[kDepth][2][kTokens / 2] = {};
-  stream::Cursor<kStages> at;
+  Cursor<kStages> at;
   const auto add = [&]<int kSteps>(std::integral_constant<int, kSteps>, int i) {
     int stage[kSteps];
 #pragma unroll
@@ -147,11 +146,7 @@ __device__ void consume(const Room<kTokens>& room, int stages, float* partial, i
       if (lane == 0) barrier_arrive(room.empty(stage[d]));
     }
   };
-  int i = 0;
-  for (; i + kDepth <= stages; i += kDepth) add(std::integral_constant<int, kDepth>{}, i);
-  if constexpr (kDepth > 1) {
-    for (; i < stages; ++i) add(std::integral_constant<int, 1>{}, i);
-  }
+  add_in_steps<kDepth>(stages, add);
   named_barrier_sync(1, kConsumers);  // nobody reads the ring any more, and no copy is on its way
   float* mine = partial + 2 * (lane % 4) * kPitch + half * 128 + warp % 4 * 16 + lane / 4;
 #pragma unroll
@@ -172,28 +167,23 @@ __device__ inline void add(float4& a, const float4& b) { a.x += b.x, a.y += b.y,
 /// A consumer warp, after all blocks have left their sums: every (kSplits * kWarps)-th token of the tile, four columns a lane.
 template <int kSplits>
 __device__ void finish(const GateUpParams& p, const Work& work, const float* partial, int rank, int warp, int lane) {
-  constexpr int kBatch = kSplits > 8 ? 8 : kSplits;  // loads on their way together, as registers allow
 #pragma unroll 1
   for (int token = rank + kSplits * warp; token < work.rows; token += kSplits * kWarps) {
     const float* from = partial + token * kPitch + lane * 4;
-    float4 gate{}, up{};
-#pragma unroll 1
-    for (int begin = 0; begin < kSplits; begin += kBatch) {
-      float4 g[kBatch], u[kBatch];
+    float4 gate{}, up{}, g[kSplits], u[kSplits];
 #pragma unroll
-      for (int s = 0; s < kBatch; ++s) {
-        if constexpr (kSplits == 1) {
-          g[s] = *reinterpret_cast<const float4*>(from);
-          u[s] = *reinterpret_cast<const float4*>(from + 128);
-        } else {
-          const uint32_t address = cluster_address(from, begin + s);
-          g[s] = load_cluster_f32x4(address);
-          u[s] = load_cluster_f32x4(address + 512);
-        }
+    for (int s = 0; s < kSplits; ++s) {
+      if constexpr (kSplits == 1) {
+        g[s] = *reinterpret_cast<const float4*>(from);
+        u[s] = *reinterpret_cast<const float4*>(from + 128);
+      } else {
+        const uint32_t address = cluster_address(from, s);
+        g[s] = load_cluster_f32x4(address);
+        u[s] = load_cluster_f32x4(address + 512);
       }
-#pragma unroll
-      for (int s = 0; s < kBatch; ++s) add(gate, g[s]), add(up, u[s]);
     }
+#pragma unroll
+    for (int s = 0; s < kSplits; ++s) add(gate, g[s]), add(up, u[s]);
     // group_scale() looks at 16 lanes of 8 values: the largest of the other 16 lanes takes the place of a fifth one.
     float v[8] = {silu(gate.x) * up.x, silu(gate.y) * up.y, silu(gate.z) * up.z, silu(gate.w) * up.w, 0, 0, 0, 0};
     v[4] = __shfl_xor_sync(~0u, fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3]))), 16);

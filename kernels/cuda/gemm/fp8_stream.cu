@@ -23,7 +23,6 @@
 namespace dsv3::cuda {
 namespace {
 
-using stream::Cursor;
 using stream::Memory;
 using stream::Shape;
 

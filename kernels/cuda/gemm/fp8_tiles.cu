@@ -45,35 +45,14 @@ int band_tiles(int rows, const Fp8Weight& w, const ExpertTiles* tiles) {
   return (tiles != nullptr && tiles->max_tiles < 3 * w.count ? 1024 : 2048) / rows;
 }
 
-template <int kRows, int kCols, int kCluster = 2, bool kSkipWaves = false>
+template <int kRows, int kCols, int kCluster, bool kSkipWaves = false>
 Status launch_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles,
                     Stream stream) {
   using L = tiles::Layout<kRows, kCols, kCluster, kSkipWaves>;
   tiles::Params p{};
-  TensorMap2d map;
-  map.cols = static_cast<uint64_t>(w.k);
-  map.row_bytes = map.cols;
-  map.box_cols = tiles::kStageK;
-  map.data = x.data;
-  map.rows = static_cast<uint64_t>(x.rows);
-  map.box_rows = L::kBoxRows;
-  DSV3_TRY(make_tensor_map(map, &p.x_map));
-  map.data = w.data;
-  map.rows = static_cast<uint64_t>(w.count * w.n);
-  map.box_rows = kCols;
-  DSV3_TRY(make_tensor_map(map, &p.w_map));
-  // Columns past x.rows come as zeros, whatever the padding holds.
-  DSV3_TRY(make_tensor_map({.data = x.scales,
-                            .type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
-                            .element_bytes = 4,
-                            .rows = map.cols / kQuantGroup,
-                            .cols = static_cast<uint64_t>(x.rows),
-                            .row_bytes = static_cast<uint64_t>(x.scale_stride) * 4,
-                            .box_rows = 1,
-                            .box_cols = kRows,
-                            .swizzle = TmaSwizzle::kNone,
-                            .promote_l2 = false},
-                           &p.scales_map));
+  DSV3_TRY(map_rows(x, L::kBoxRows, &p.x_map));
+  DSV3_TRY(map_weights(w, kCols, &p.w_map));
+  DSV3_TRY(map_row_scales(x, kRows, &p.scales_map));
   p.w_scales = w.scales;
   p.y = y.data;
   p.y_stride = y.stride;
@@ -101,25 +80,17 @@ Status launch_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, c
   return launch("fp8_tiles", tiles::fp8_tiles_kernel<kRows, kCols, kCluster, kSkipWaves>, shape, stream, p);
 }
 
+template <size_t kAt = 0>
 Status launch_tile(TileShape tile, const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles,
                    Stream stream) {
-  if (tile == TileShape{256, 128}) {
-    return tiles == nullptr ? launch_tiles<256, 128>(x, w, y, nullptr, stream)
-                            : launch_tiles<256, 128, 2, true>(x, w, y, tiles, stream);
+  if constexpr (kAt < kTileShapes.size()) {
+    constexpr TileShape kTile = kTileShapes[kAt];
+    if (tile != kTile) return launch_tile<kAt + 1>(tile, x, w, y, tiles, stream);
+    if constexpr (kTile.rows == 256) {
+      if (tiles != nullptr) return launch_tiles<kTile.rows, kTile.cols, kTile.blocks, true>(x, w, y, tiles, stream);
+    }
+    return launch_tiles<kTile.rows, kTile.cols, kTile.blocks>(x, w, y, tiles, stream);
   }
-  if (tile == TileShape{128, 192}) return launch_tiles<128, 192>(x, w, y, tiles, stream);
-  if (tile == TileShape{128, 128}) return launch_tiles<128, 128>(x, w, y, tiles, stream);
-  if (tile == TileShape{64, 128}) return launch_tiles<64, 128>(x, w, y, tiles, stream);
-  if (tile == TileShape{128, 128, 1}) return launch_tiles<128, 128, 1>(x, w, y, tiles, stream);
-  if (tile == TileShape{128, 64, 1}) return launch_tiles<128, 64, 1>(x, w, y, tiles, stream);
-  if (tile == TileShape{128, 32, 1}) return launch_tiles<128, 32, 1>(x, w, y, tiles, stream);
-  if (tile == TileShape{64, 128, 1}) return launch_tiles<64, 128, 1>(x, w, y, tiles, stream);
-  if (tile == TileShape{64, 64, 1}) return launch_tiles<64, 64, 1>(x, w, y, tiles, stream);
-  if (tile == TileShape{128, 96, 1}) return launch_tiles<128, 96, 1>(x, w, y, tiles, stream);
-  if (tile == TileShape{128, 48, 1}) return launch_tiles<128, 48, 1>(x, w, y, tiles, stream);
-  if (tile == TileShape{64, 48, 1}) return launch_tiles<64, 48, 1>(x, w, y, tiles, stream);
-  if (tile == TileShape{64, 96, 1}) return launch_tiles<64, 96, 1>(x, w, y, tiles, stream);
-  if (tile == TileShape{64, 32, 1}) return launch_tiles<64, 32, 1>(x, w, y, tiles, stream);
   return refuse("no tile " + to_string(tile));
 }
 

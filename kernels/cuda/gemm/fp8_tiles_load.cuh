@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../common/ptx.cuh"
+#include "../common/ring.cuh"
 #include "../common/types.h"
 #include "tiles_choice.h"
 
@@ -89,19 +90,6 @@ __device__ inline Work locate(const Params& p, int index, int row_tiles) {
   return work;
 }
 
-/// Position in the ring of stages.
-template <int kStages>
-struct Ring {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
-
 /// The loading thread. `unit0`, `step`: this cluster's first tile and the count of clusters.
 ///
 /// Its instructions for a small stage take longer than the stage's copies would: what they need is made ready outside
@@ -155,7 +143,7 @@ __device__ inline void load(const Params& p, uint8_t* base, int unit0, int step,
   const int row_tiles = grouped ? *p.count : (p.m + kRows - 1) / kRows;
   const int units = row_tiles * p.n_groups;
 
-  Ring<L::kStages> ring;
+  Cursor<L::kStages> ring;
   for (int unit = unit0; unit < units; unit += step) {
     const Work work = locate<kRows>(p, unit, row_tiles);
     const int boxes = count_boxes(work), row = w_row(work), first_row = work.first_row;
@@ -164,7 +152,7 @@ __device__ inline void load(const Params& p, uint8_t* base, int unit0, int step,
     for (; kb < early; ++kb, ring.advance()) load_x(ring.stage, kb, first_row, boxes);
     early = 0;
     for (; kb < p.k_blocks; ++kb, ring.advance()) {
-      barrier_wait(empty + 8 * ring.stage, ring.phase ^ 1);  // both blocks have read it: x goes to both
+      barrier_wait(empty + 8 * ring.stage, ring.parity ^ 1);  // both blocks have read it: x goes to both
       load_w(ring.stage, kb, row, bytes);
       load_x(ring.stage, kb, first_row, boxes);
     }

@@ -81,14 +81,14 @@ __device__ inline void multiply_pair(const Params& p, uint8_t* base, int unit0, 
   const int row_tiles = p.list != nullptr ? *p.count : (p.m + kRows - 1) / kRows;
   const int units = row_tiles * p.n_groups;
 
-  Ring<L::kStages> ring;
+  Cursor<L::kStages> ring;
   uint64_t x_next = x_base, w_next = w_base;  // descriptors at ring.stage
   float product[kN / 2];
 #pragma unroll
   for (int i = 0; i < kN / 2; ++i) product[i] = 0.0f;
   float x_scale[kWaves][2];  // of the stage to come. [wave][upper or lower row of the fragment]
   const auto await_stage = [&] {
-    barrier_wait(&full[ring.stage], ring.phase);
+    barrier_wait(&full[ring.stage], ring.parity);
     const auto* from = reinterpret_cast<const float*>(base + L::kScales + ring.stage * L::kScaleBytes) + fragment_row;
 #pragma unroll
     for (int wave = 0; wave < kWaves; ++wave) {
@@ -255,7 +255,7 @@ __device__ inline void multiply_alone(const Params& p, uint8_t* base, int unit0,
     }
   };
 
-  Ring<L::kStages> ring;
+  Cursor<L::kStages> ring;
   uint64_t x_next = x_base, w_next = w_base;  // descriptors at ring.stage
   float product[kDepth][kN / 2];
 #pragma unroll
@@ -283,7 +283,7 @@ __device__ inline void multiply_alone(const Params& p, uint8_t* base, int unit0,
       uint64_t* release[kSteps];
 #pragma unroll
       for (int d = 0; d < kSteps; ++d) {
-        barrier_wait(&full[ring.stage], ring.phase);
+        barrier_wait(&full[ring.stage], ring.parity);
         const auto* x_scales =
             reinterpret_cast<const float*>(base + L::kScales + ring.stage * L::kScaleBytes) + fragment_row;
 #pragma unroll
@@ -319,9 +319,7 @@ __device__ inline void multiply_alone(const Params& p, uint8_t* base, int unit0,
         }
       }
     };
-    int kb = 0;
-    for (; kb + kDepth <= p.k_blocks; kb += kDepth) add_stages(std::integral_constant<int, kDepth>{}, kb);
-    for (; kb < p.k_blocks; ++kb) add_stages(std::integral_constant<int, 1>{}, kb);
+    add_in_steps<kDepth>(p.k_blocks, add_stages);
     if (unit + step < units) load_w_chunk(next, 0, w_chunk);  // arrive during the stores
     const int tile_row = kGroupRow + 16 * warp;
     store<kN>(p, slab, sum, static_cast<int64_t>(work.first_row) + tile_row, work.rows() - tile_row,

@@ -9,6 +9,7 @@
 
 #include "../common/launch.cuh"
 #include "../common/ptx.cuh"
+#include "../common/ring.cuh"
 #include "../common/tensor_map.h"
 #include "../common/wgmma.cuh"
 
@@ -104,20 +105,6 @@ struct Memory {
   }
 };
 
-/// Position in the ring: the stage and how often the ring has been gone round (its low bit is the full barrier's
-/// parity; the producer waits on empty with the other one, which lets the first round pass).
-template <int kStages>
-struct Cursor {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
 /// part[row][token] = the product of a stage, for the warpgroup's 64 rows, under way; fragment as in wgmma.cuh: rows
 /// are weight rows, columns tokens.
 template <int kTokens>
@@ -205,7 +192,7 @@ __device__ inline void store_bf16x8(__nv_bfloat16* to, const float4& a, const fl
   *reinterpret_cast<uint4*>(to) = {pack_bf16(a.x, a.y), pack_bf16(a.z, a.w), pack_bf16(b.x, b.y), pack_bf16(b.z, b.w)};
 }
 
-/// The three tensor maps of a product. `weight_rows`: of all experts.
+/// The three tensor maps of a product.
 struct Maps {
   CUtensorMap weights, tokens, scales;
 };
@@ -217,32 +204,9 @@ __device__ inline void prefetch(const Maps& maps) {
 }
 /// Boxes: rows of W, tokens.
 inline Status make_maps(const Fp8Rows& x, const Fp8Weight& w, int weight_box, int token_box, Maps* maps) {
-  const TensorMap2d weights{.data = w.data,
-                            .rows = static_cast<uint64_t>(w.n * w.count),
-                            .cols = static_cast<uint64_t>(w.k),
-                            .row_bytes = static_cast<uint64_t>(w.k),
-                            .box_rows = static_cast<uint32_t>(weight_box),
-                            .box_cols = 128};
-  const TensorMap2d tokens{.data = x.data,
-                           .rows = static_cast<uint64_t>(x.rows),
-                           .cols = static_cast<uint64_t>(x.cols),
-                           .row_bytes = static_cast<uint64_t>(x.cols),
-                           .box_rows = static_cast<uint32_t>(token_box),
-                           .box_cols = 128};
-  // [k / 128][rows]: columns past the rows come as zeros, whatever the padding holds.
-  const TensorMap2d scales{.data = x.scales,
-                           .type = CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
-                           .element_bytes = 4,
-                           .rows = static_cast<uint64_t>(x.cols / 128),
-                           .cols = static_cast<uint64_t>(x.rows),
-                           .row_bytes = static_cast<uint64_t>(x.scale_stride) * 4,
-                           .box_rows = 1,
-                           .box_cols = static_cast<uint32_t>(token_box),
-                           .swizzle = TmaSwizzle::kNone,
-                           .promote_l2 = false};
-  if (Status s = make_tensor_map(weights, &maps->weights); !s.ok()) return s;
-  if (Status s = make_tensor_map(tokens, &maps->tokens); !s.ok()) return s;
-  return make_tensor_map(scales, &maps->scales);
+  DSV3_TRY(map_weights(w, weight_box, &maps->weights));
+  DSV3_TRY(map_rows(x, token_box, &maps->tokens));
+  return map_row_scales(x, token_box, &maps->scales);
 }
 
 /// What both launchers demand; empty when all is well.
