@@ -87,8 +87,8 @@ TEST(GemmChoice, MeasuredProducts) {
     int64_t m, n, k;
     const char* want;
   };
-  const Case cases[] = {{16, 3072, 1536, "stream: 8 tokens x 64 rows, 1 split"},
-                        {1, 3072, 1536, "stream: 8 tokens x 64 rows, 1 split"},
+  const Case cases[] = {{16, 3072, 1536, "stream: 16 tokens x 64 rows, 3 splits"},
+                        {1, 3072, 1536, "stream: 8 tokens x 64 rows, 3 splits"},
                         {8, 4096, 7168, "stream: 8 tokens x 64 rows, 3 splits"},
                         {9, 4096, 7168, "stream: 16 tokens x 64 rows, 3 splits"},
                         {16, 7168, 16384, "stream: 16 tokens x 64 rows, 2 splits"},

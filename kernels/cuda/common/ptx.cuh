@@ -43,6 +43,24 @@ __device__ inline void wait_for_previous() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
+/// Reads a kernel's parameters (a __grid_constant__), line by line, for its block: each line's first reading takes a good part of a
+/// microsecond, which is for free before the wait.
+template <class Params>
+__device__ inline void read_parameters(const Params& params) {
+  uint32_t words = 0;
+#pragma unroll
+  for (size_t at = 0; at < sizeof(Params); at += 64) {
+    words |= *reinterpret_cast<const uint32_t*>(reinterpret_cast<const char*>(&params) + at);
+  }
+  // An instruction that hardly ever runs, and does nothing, so that the compiler cannot leave the reading out.
+  asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, %0, 0;\n@p nanosleep.u32 0;\n}\n" ::"r"(words));
+}
+template <class Params>
+__device__ inline void wait_for_previous(const Params& params) {
+  read_parameters(params);
+  wait_for_previous();
+}
+
 // ---- barriers in shared memory ----------------------------------------------------------------------------------
 
 __device__ inline void barrier_init(uint64_t* barrier, uint32_t arrivals) {
@@ -225,6 +243,27 @@ __device__ inline uint32_t cluster_address(const void* p, uint32_t rank) {
 /// whole GPU).
 __device__ inline void barrier_arrive_cluster(uint32_t cluster_barrier) {
   asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(cluster_barrier) : "memory");
+}
+
+/// Stores four bytes at an address of the cluster's window and counts them on a barrier of the same block, whose waiters see
+/// them. Nobody needs to wait for the thread or the block that stored.
+__device__ inline void store_cluster_async(uint32_t address, float value, uint32_t cluster_barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(address),
+               "r"(__float_as_uint(value)), "r"(cluster_barrier)
+               : "memory");
+}
+
+__device__ inline void store_cluster_async(uint32_t address, const float2& value, uint32_t cluster_barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(address),
+               "r"(__float_as_uint(value.x)), "r"(__float_as_uint(value.y)), "r"(cluster_barrier)
+               : "memory");
+}
+__device__ inline void store_cluster_async(uint32_t address, const float4& value, uint32_t cluster_barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(address),
+      "r"(__float_as_uint(value.x)), "r"(__float_as_uint(value.y)), "r"(__float_as_uint(value.z)),
+      "r"(__float_as_uint(value.w)), "r"(cluster_barrier)
+      : "memory");
 }
 
 /// 16 bytes at an address of the cluster's window (cluster_address(), plus bytes).

@@ -53,7 +53,7 @@ struct Bf16Weight {
 };
 
 /// A run of rows of one expert, in the permuted order: rows [row_begin, row_begin + rows), rows <= the list's tile_rows.
-struct ExpertTile {
+struct alignas(16) ExpertTile {
   int32_t expert = 0, row_begin = 0, rows = 0, unused = 0;
 };
 
@@ -67,6 +67,17 @@ struct ExpertTiles {
 
 /// First rows of experts lie on multiples of this in the permuted order.
 inline constexpr int kExpertRowAlign = 8;
+
+/// The experts that a batch of at most kHitRows rows goes to, each of them once, lowest first: the whole batch is one tile
+/// of tokens, of which an expert takes all and uses those with a weight. No row is moved. Device memory, written by
+/// route_hits() (moe.h).
+inline constexpr int kHitRows = 8;
+struct ExpertHits {
+  ExpertTile* tiles = nullptr;  ///< [max_hits] of hit h: its expert, row_begin kHitRows * h, all rows of the batch
+  int32_t* count = nullptr;     ///< how many are used in this step
+  float* weights = nullptr;     ///< [max_hits][kHitRows] of each row at the expert; 0: the row does not go there
+  int32_t max_hits = 0, rows = 0;
+};
 
 enum class KvFormat { kBf16, kFp8 };
 

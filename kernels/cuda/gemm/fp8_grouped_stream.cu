@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(Shape<kTokens>::kThreads, Shape<kTokens>::kBlo
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = threadIdx.x / 128;
   if (threadIdx.x == S::kConsumers) stream::prefetch(p.maps);
   memory.init_barriers();
-  wait_for_previous();
+  wait_for_previous(p);
   const int items = count_items(p);
   if (threadIdx.x >= S::kConsumers) {
     produce<kTokens>(p, memory, items, lane);
@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(Shape<kTokens>::kThreads, Shape<kTokens>::kBlo
 #pragma unroll
     for (float& sum : consumer.sum) sum = 0;
     // Lane 0 reads, the one that also releases the stage: racecheck follows orders of single threads only.
-    consumer.add_all(memory, at, p.k_blocks, [&](int, int stage) {
+    consumer.add_all(memory, at, p.k_blocks, true, [&](int, int stage) {
       return __shfl_sync(~0u, lane == 0 ? memory.weight_scales()[stage] : 0.0f, 0);
     });
     __nv_bfloat16* y = p.y + row_begin * p.y_stride + weight_row;

@@ -18,7 +18,7 @@
 
 #include "gemm.h"
 #include "gemm_choice.h"
-#include "stream_tile.cuh"
+#include "stream_split.cuh"
 
 namespace dsv3::cuda {
 namespace {
@@ -39,37 +39,6 @@ struct DenseParams {
 struct Place {
   int row_begin, token_begin, tokens, k_begin, count, split;
 };
-
-/// Sums the tile over the splits, in order, and stores this block's even share of it: four rows of one token a thread
-/// and turn. Each block of a cluster reads nearly rows x tokens x 4 bytes from its neighbours, at about 20 bytes/ns.
-/// `tile`: [kTokens][kTilePitch] floats at the same place in each block of the cluster.
-template <class S, int kSplits>
-__device__ void reduce_and_store(const DenseParams& p, const float* tile, const Place& place, int thread) {
-  constexpr int kChunks = S::kRows / 4;
-  uint32_t from[kSplits];
-#pragma unroll
-  for (int s = 0; s < kSplits; ++s) from[s] = kSplits > 1 ? cluster_address(tile, s) : 0;
-  const int chunks = place.tokens * kChunks, share = (chunks + kSplits - 1) / kSplits;
-  const int end = min(chunks, (place.split + 1) * share);
-  for (int c = place.split * share + thread; c < end; c += S::kConsumers) {
-    const int token = c / kChunks, row = c % kChunks * 4;
-    if (place.row_begin + row >= p.n) continue;  // n is a multiple of 8
-    const int at = token * S::kTilePitch + row;
-    float4 sum[kSplits];
-#pragma unroll
-    for (int s = 0; s < kSplits; ++s) {
-      if (kSplits == 1 || s == place.split) {  // its own part: not over the network of the SMs
-        sum[s] = *reinterpret_cast<const float4*>(tile + at);
-      } else {
-        sum[s] = load_cluster_f32x4(from[s] + at * 4);
-      }
-    }
-#pragma unroll
-    for (int s = 1; s < kSplits; ++s)
-      sum[0].x += sum[s].x, sum[0].y += sum[s].y, sum[0].z += sum[s].z, sum[0].w += sum[s].w;
-    stream::store_bf16x4(p.y + (place.token_begin + token) * p.y_stride + place.row_begin + row, sum[0]);
-  }
-}
 
 /// One thread of the producer warp.
 template <int kTokens, int kRows>
@@ -117,7 +86,12 @@ __global__ void __launch_bounds__(Shape<kTokens, kRows>::kThreads, Shape<kTokens
   place.count = p.k_blocks * (place.split + 1) / p.splits - place.k_begin;
   if (thread == S::kConsumers) stream::prefetch(p.maps);
   memory.init_barriers();
+  const bool sends = S::kSends && p.splits > 1;
+  if constexpr (S::kSends) {
+    if (sends) stream::open_inbox<S>(memory, place.tokens, place.split, p.splits);
+  }
   float* partial = reinterpret_cast<float*>(memory.base);
+  stream::Consumer<S> consumer;
 
   if (thread >= S::kConsumers) {
     if (elect_one()) produce<kTokens, kRows>(p, memory, place);
@@ -127,56 +101,29 @@ __global__ void __launch_bounds__(Shape<kTokens, kRows>::kThreads, Shape<kTokens
     const float* band = p.weight_scales + static_cast<int64_t>(place.row_begin / 128) * p.k_blocks + place.k_begin;
     for (int i = thread; i < place.count; i += S::kConsumers) weight_scales[i] = __ldg(band + i);
     named_barrier_sync(1, S::kConsumers);
-    wait_for_previous();  // y may still be read
+    wait_for_previous(p);  // y may still be read
 
     constexpr int kMine = S::kGroupTokens;
-    const int warp = thread % 128 / 32, lane = thread % 32, group = thread / 128;
+    const int group = thread / 128;
     const int group_row = S::kShareTokens ? 0 : group * 64, group_token = S::kShareTokens ? group * kMine : 0;
-    stream::Consumer<S> consumer{.row = group_row, .token = group_token};
-    const auto& sum = consumer.sum;
+    consumer.row = group_row, consumer.token = group_token;
     Cursor<S::kStages> at;
-    consumer.add_all(memory, at, place.count, [&](int i, int) { return weight_scales[i]; });
-    named_barrier_sync(
-        1, S::kConsumers);  // nobody reads the ring any more, and no copy is on its way: the tile goes there
-    float* mine = partial + (group_token + 2 * (lane % 4)) * S::kTilePitch + group_row + warp * 16 + lane / 4;
-#pragma unroll
-    for (int i = 0; i < kMine / 8; ++i) {
-      mine[8 * i * S::kTilePitch] = sum[4 * i];
-      mine[(8 * i + 1) * S::kTilePitch] = sum[4 * i + 1];
-      mine[8 * i * S::kTilePitch + 8] = sum[4 * i + 2];
-      mine[(8 * i + 1) * S::kTilePitch + 8] = sum[4 * i + 3];
-    }
-    if (p.splits == 1) {
-      named_barrier_sync(1, S::kConsumers);
-      reduce_and_store<S, 1>(p, partial, place, thread);
+    consumer.add_all(memory, at, place.count, false, [&](int i, int) { return weight_scales[i]; });
+    if (!sends) {
+      named_barrier_sync(1, S::kConsumers);  // nobody reads the ring any more, and no copy is on its way
+      stream::leave_sums<S>(consumer.sum, partial, group_row, group_token);
     }
   }
-  if (p.splits == 1) return;
-  __syncwarp();
-  cluster_arrive();
-  cluster_wait();
-  if (thread < S::kConsumers) {
-    switch (p.splits) {  // those of kStreamSplits
-      case 2:
-        reduce_and_store<S, 2>(p, partial, place, thread);
-        break;
-      case 3:
-        reduce_and_store<S, 3>(p, partial, place, thread);
-        break;
-      case 4:
-        reduce_and_store<S, 4>(p, partial, place, thread);
-        break;
-      case 6:
-        reduce_and_store<S, 6>(p, partial, place, thread);
-        break;
-      default:
-        reduce_and_store<S, 8>(p, partial, place, thread);
-        break;
+  __nv_bfloat16* y = p.y + place.token_begin * p.y_stride + place.row_begin;
+  const stream::SplitTile to{y, p.y_stride, place.tokens, p.n - place.row_begin, place.split, p.splits, false};
+  if constexpr (S::kSends) {
+    if (sends) {
+      __syncwarp();
+      stream::send_and_store<S>(memory, consumer.sum, to);
+      return;
     }
   }
-  __syncwarp();
-  cluster_arrive();  // a block stays until the others have read its share
-  cluster_wait();
+  stream::store_tile<S>(partial, to);
 }
 
 template <int kTokens, int kRows>

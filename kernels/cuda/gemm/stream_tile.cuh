@@ -48,16 +48,22 @@ struct Shape {
   // Dense epilogue: the whole tile as [token][row] floats over the spent ring; 2 * pitch = 8 mod 32 here, too.
   static constexpr int kTilePitch = kRows + 4;
 
-  static constexpr int kFixedBytes = 1024 /* alignment */ + kMaxKBlocks * 4 + 256 /* barriers */ + kStaging;
+  // Epilogue of up to 32 tokens: sums that blocks of a cluster send each other (stream_split.cuh). Rounding a block's
+  // tokens up to an even number adds 8 at most.
+  static constexpr bool kSends = kRows == 64 && kTokens <= 32;
+  static constexpr int kInbox = kSends ? (kTokens + 8) * kRows * 4 : 0;
+
+  static constexpr int kFixedBytes = 1024 /* alignment */ + kMaxKBlocks * 4 + 256 /* barriers */ + kStaging + kInbox;
   static constexpr int kBudget = kBlocksPerSm == 2 ? 115712 : 232448;  // (228 KiB - 1 KiB a block) / blocks; 227 KiB
   static constexpr int kStages = (kBudget - kFixedBytes) / kStageBytes;
-  static_assert(kStages >= 4 && kStages * 16 <= 256);
+  static_assert(kStages >= 4 && kStages * 16 + 8 <= 256);
   static_assert(kTokens * kTilePitch * 4 <= kStages * (kWeightBytes + kTokenBytes));
 
   static constexpr int kTokensAt = kStages * kWeightBytes;
   static constexpr int kScalesAt = kTokensAt + kStages * kTokenBytes;
   static constexpr int kStagingAt = kScalesAt + kStages * kScaleSlot;
-  static constexpr int kWeightScalesAt = kStagingAt + kStaging;
+  static constexpr int kInboxAt = kStagingAt + kStaging;
+  static constexpr int kWeightScalesAt = kInboxAt + kInbox;
   static constexpr int kBarriersAt = kWeightScalesAt + kMaxKBlocks * 4;
   static constexpr int kSharedBytes = 1024 + kBarriersAt + 256;
   static_assert(kSharedBytes <= kBudget && kStagingAt % 16 == 0 && kBarriersAt % 8 == 0);
@@ -77,9 +83,11 @@ struct Memory {
   __device__ float* staging(int warp) const {
     return reinterpret_cast<float*>(base + S::kStagingAt + warp * S::kWarpStaging);
   }
+  __device__ float* inbox() const { return reinterpret_cast<float*>(base + S::kInboxAt); }
   __device__ float* weight_scales() const { return reinterpret_cast<float*>(base + S::kWeightScalesAt); }
   __device__ uint64_t* full(int stage) const { return reinterpret_cast<uint64_t*>(base + S::kBarriersAt) + stage; }
   __device__ uint64_t* empty(int stage) const { return full(S::kStages + stage); }
+  __device__ uint64_t* inbox_full() const { return full(2 * S::kStages); }
 
   /// Where the loading thread puts a stage: shared addresses that it has made ready once.
   struct Slots {
@@ -146,10 +154,10 @@ struct Consumer {
   float sum[S::kGroupTokens / 2] = {};
   float part[S::kDepth][S::kGroupTokens / 2] = {};
 
-  /// Adds kSteps stages, whose products are under way together, and releases them. `weight_scale(d, stage)`: of the
-  /// d-th of them.
+  /// Adds kSteps stages, whose products are under way together, and releases those that are filled again: `left` stages
+  /// are to come, these included. `weight_scale(d, stage)`: of the d-th of them.
   template <int kSteps, class M, class WeightScale>
-  __device__ __forceinline__ void add(const M& memory, Cursor<S::kStages>& at, WeightScale&& weight_scale) {
+  __device__ __forceinline__ void add(const M& memory, Cursor<S::kStages>& at, int left, WeightScale&& weight_scale) {
     int stage[kSteps];
     float scale[kSteps];
 #pragma unroll
@@ -164,21 +172,23 @@ struct Consumer {
     for (int d = 0; d < kSteps; ++d) {
       wgmma_wait_but(kSteps - 1 - d);
       promote<S::kGroupTokens>(sum, part[d], memory.scales(stage[d]) + token, scale[d]);
+      if (left - d <= S::kStages) continue;
       fence_async_proxy();  // the scales have been read: the copy engine may write there
       __syncwarp();
       if (threadIdx.x % 32 == 0) barrier_arrive(memory.empty(stage[d]));
     }
   }
-  /// The same for `stages` of them.
+  /// The same for `stages` of them. Unless there are `more` to come, the last kStages are not released.
   template <class M, class WeightScale>
-  __device__ __forceinline__ void add_all(const M& memory, Cursor<S::kStages>& at, int stages,
+  __device__ __forceinline__ void add_all(const M& memory, Cursor<S::kStages>& at, int stages, bool more,
                                           WeightScale&& weight_scale) {
+    const int left = more ? stages + S::kStages : stages;
     int i = 0;
     for (; i + S::kDepth <= stages; i += S::kDepth) {
-      add<S::kDepth>(memory, at, [&](int d, int stage) { return weight_scale(i + d, stage); });
+      add<S::kDepth>(memory, at, left - i, [&](int d, int stage) { return weight_scale(i + d, stage); });
     }
     if constexpr (S::kDepth > 1) {
-      for (; i < stages; ++i) add<1>(memory, at, [&](int, int stage) { return weight_scale(i, stage); });
+      for (; i < stages; ++i) add<1>(memory, at, left - i, [&](int, int stage) { return weight_scale(i, stage); });
     }
   }
 };

@@ -2,6 +2,7 @@
 // every SM asks for its share before it waits for the kernel before: a cluster of 8 blocks has 16 experts, a block an eighth of k, a warp
 // every eighth 32 columns of it. mma.sync has the experts as its 16 rows and the batch as its 8 columns. One fixed order of sums (chunks of
 // a warp, warps, blocks), whatever the number of rows.
+#include "../common/inbox.cuh"
 #include "../norm/rows.cuh"
 #include "moe.h"
 
@@ -35,7 +36,9 @@ template <int kTiles>
 __global__ __launch_bounds__(kThreads) void router_kernel(const __grid_constant__ RouterParams p) {
   launch_dependents();
   __shared__ float4 partial[kWarps][kTiles * 32];  // fragments: experts g and g + 8, rows 2 t and 2 t + 1 of lane (g, t)
-  __shared__ float4 sums[kTiles * 32];
+  constexpr int kMine = kTiles * 32 / kSplits;  // each block adds up and stores an eighth of the cluster's results
+  __shared__ float4 inbox[kSplits][kMine];      // that its neighbours send it
+  __shared__ alignas(8) uint64_t inbox_full;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32, g = lane / 4, t = lane % 4;
   const int split = static_cast<int>(cluster_rank()), expert = static_cast<int>(blockIdx.x) / kSplits * kTileExperts;
   const int row = static_cast<int>(blockIdx.y) * kTiles * kTileRows;
@@ -56,7 +59,8 @@ __global__ __launch_bounds__(kThreads) void router_kernel(const __grid_constant_
     }
   };
   load_weights();
-  wait_for_previous();
+  open_inbox(&inbox_full, sizeof(inbox));
+  wait_for_previous(p);
 
   float sum[kTiles][4] = {};
   constexpr int kStep = kTiles > 4 ? 2 : kHeld;  // chunks of x in flight
@@ -88,21 +92,20 @@ __global__ __launch_bounds__(kThreads) void router_kernel(const __grid_constant_
 #pragma unroll
   for (int n = 0; n < kTiles; ++n) partial[warp][n * 32 + lane] = {sum[n][0], sum[n][1], sum[n][2], sum[n][3]};
   __syncthreads();
+  cluster_wait();  // all inboxes are open
   if (thread < kTiles * 32) {
     float4 all = partial[0][thread];
 #pragma unroll
     for (int w = 1; w < kWarps; ++w) all = add(all, partial[w][thread]);
-    sums[thread] = all;
+    const uint32_t owner = thread / kMine;
+    store_cluster_async(cluster_address(&inbox[split][thread % kMine], owner), all, cluster_address(&inbox_full, owner));
   }
-  __syncwarp();
-  cluster_arrive();
-  cluster_wait();
-  constexpr int kMine = kTiles * 32 / kSplits;  // each block adds up and stores an eighth of the cluster's results
   if (thread < kMine) {
+    barrier_wait(&inbox_full, 0);
     const int item = split * kMine + thread;
-    float4 all = load_cluster_f32x4(cluster_address(&sums[item], 0));
+    float4 all = inbox[0][thread];
 #pragma unroll
-    for (int s = 1; s < kSplits; ++s) all = add(all, load_cluster_f32x4(cluster_address(&sums[item], s)));
+    for (int s = 1; s < kSplits; ++s) all = add(all, inbox[s][thread]);
     const int e = expert + item % 32 / 4, r = row + item / 32 * kTileRows + item % 4 * 2;
     float* y = p.y + r * p.y_stride + e;
     if (r < p.rows && e < p.experts) y[0] = all.x;
@@ -110,9 +113,6 @@ __global__ __launch_bounds__(kThreads) void router_kernel(const __grid_constant_
     if (r < p.rows && e + 8 < p.experts) y[8] = all.z;
     if (r + 1 < p.rows && e + 8 < p.experts) y[p.y_stride + 8] = all.w;
   }
-  __syncwarp();
-  cluster_arrive();  // nobody leaves while others read its sums
-  cluster_wait();
 }
 
 }  // namespace

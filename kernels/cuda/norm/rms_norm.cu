@@ -35,7 +35,7 @@ __global__ __launch_bounds__(kPasses == 1 ? kMaxThreadsOnePass : kMaxThreadsFour
   const int64_t row = blockIdx.x;
   float gain[8] = {};
   if (kPasses == 1 && thread < vectors) load_floats(p.gain + thread * kVector, gain);
-  wait_for_previous();
+  wait_for_previous(p);
 
   X* x = p.x + row * p.x_stride;
   VectorOf<X> raw[kPasses];
