@@ -29,7 +29,6 @@ constexpr Shape kShapes[] = {
     {"experts TP16, batch 1", 128, 256, 8, 9, 1, true, true},
     {"experts EP32, batch 1", 2048, 8, 8, 8, 1, true, true},
     {"experts EP32, 1 of 8 hit", 2048, 8, 1, 8, 1, true, true},
-    {"experts EP32, 16 rows", 2048, 8, 8, 8, 16, false, true},
     {"experts EP8, all hit", 2048, 32, 32, 32, 1, false, true},
 };
 // clang-format on
@@ -106,7 +105,7 @@ class ShapeBench {
   }
   ExpertTiles tiles() const {
     return {list_.as<ExpertTile>(), used_.as<int32_t>(), static_cast<int32_t>(shape_.max_tiles),
-            shape_.rows <= 8 ? 8 : 16};
+            8};
   }
   Status run(int i, int splits, Stream stream) {
     const GateUpOptions options{.splits = splits};

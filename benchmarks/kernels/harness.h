@@ -80,6 +80,7 @@ void bench_gemm_variants(const Options& options, Report& report);  // gemm_varia
 void bench_grouped_gemm(const Options& options, Report& report);  // grouped_gemm_bench.cu
 void bench_tiles_variants(const Options& options, Report& report);  // tiles_variants_bench.cu: every tile and main loop
 void bench_gate_up(const Options& options, Report& report);       // gate_up_bench.cu
+void bench_expert_hits(const Options& options, Report& report);   // expert_hits_bench.cu
 void bench_mla_decode(const Options& options, Report& report);    // mla_decode_bench.cu
 void bench_mla_prefill(const Options& options, Report& report);   // mla_prefill_bench.cu
 void bench_rows(const Options& options, Report& report);          // rows_bench.cu: norms, gate, permutation, rope

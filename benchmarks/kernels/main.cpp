@@ -25,6 +25,7 @@ constexpr Benchmark kBenchmarks[] = {
     {"absorb", bench_absorb},
     {"tiles_variants", bench_tiles_variants},
     {"gate_up", bench_gate_up},
+    {"expert_hits", bench_expert_hits},
     {"mla_decode", bench_mla_decode},
     {"mla_prefill", bench_mla_prefill},
     {"rows", bench_rows},

@@ -1,4 +1,5 @@
-// How fp8_gate_up() is cut: a pure function of the shape.
+// How fp8_gate_up() and fp8_expert_sum() are cut: pure functions of the shape.
+#include "fp8_expert_sum.h"
 #include "fp8_gate_up.h"
 
 namespace dsv3::cuda {
@@ -11,6 +12,18 @@ int gate_up_splits(int64_t k) {
   int splits = 4;
   while (splits > 1 && k / 128 / splits < kLeastStages) splits /= 2;
   return splits;
+}
+
+int gate_up_cols(int64_t items, int splits) {
+  constexpr int64_t kSms = 132;
+  return splits <= 4 && items * splits <= kSms ? 64 : 128;  // a cluster of 8 is the largest
+}
+
+// Enough blocks for two on each multiprocessor: 7168 columns are 112 tiles of 64.
+int expert_sum_splits(int64_t n) {
+  constexpr int64_t kBlocks = 224;
+  const int64_t tiles = (n + 63) / 64;
+  return tiles * 8 <= kBlocks ? 8 : tiles * 4 <= kBlocks ? 4 : 2;
 }
 
 }  // namespace dsv3::cuda

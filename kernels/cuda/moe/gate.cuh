@@ -49,9 +49,20 @@ struct TeamShared {
   float chosen_score[kTeamTopK];
 };
 
-/// `warps` warps, of which this is thread `thread`; `barrier` is theirs. After wait_for_previous(). `bias`: of the thread's expert.
+/// The launchers' parameters, and what they demand of a gate.
+RouteParams route_params(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions,
+                         int32_t* ids, float* weights, int32_t shared_id);
+Status check_gate(const char* name, const GateShape& gate, const float* logits, const int32_t* ids, const float* weights);
+
+/// What the thread of column `thread` has written of its row, or id -1 where there is no such column.
+struct RouteChoice {
+  int32_t id = -1;
+  float weight = 0.0f;
+};
+
+/// Routes a row by `warps` warps, of which this is thread `thread`; `barrier` is theirs. After wait_for_previous(). `bias`: of the thread's expert.
 template <int kWarps>
-__device__ inline void route_by_team(const RouteParams& p, int64_t row, float bias, int thread, int warps, int barrier,
+__device__ inline RouteChoice route_by_team(const RouteParams& p, int64_t row, float bias, int thread, int warps, int barrier,
                                      TeamShared<kWarps>& s) {
   const int lane = thread % 32, warp = thread / 32;
   const float x = thread < p.experts ? p.logits[row * p.experts + thread] : 0.0f;
@@ -59,7 +70,7 @@ __device__ inline void route_by_team(const RouteParams& p, int64_t row, float bi
   float* weights = p.weights + row * p.columns;
   if (p.positions != nullptr && p.positions[row] < 0) {  // padding; the whole team agrees
     if (thread < p.columns) ids[thread] = -1, weights[thread] = 0.0f;
-    return;
+    return {};
   }
   const float score = 1.0f / (1.0f + expf(-x));
   uint32_t order = thread < p.experts ? order_of(p.bias != nullptr ? score + bias : score) : 0;
@@ -109,6 +120,7 @@ __device__ inline void route_by_team(const RouteParams& p, int64_t row, float bi
   place += __shfl_xor_sync(0xffffffffu, place, 2);
   if (part == 0 && place < p.top_k) s.chosen[place] = s.expert[candidate], s.chosen_score[place] = s.score[candidate];
   named_barrier_sync(barrier, warps * 32);
+  RouteChoice choice;
   if (thread < p.top_k) {
     float weight = s.chosen_score[thread];
     if (p.normalise) {
@@ -119,12 +131,12 @@ __device__ inline void route_by_team(const RouteParams& p, int64_t row, float bi
       }
       weight /= sum + 1e-20f;
     }
-    ids[thread] = s.chosen[thread];
-    weights[thread] = weight * p.factor;
+    choice = {s.chosen[thread], weight * p.factor};
   } else if (thread < p.columns) {
-    ids[thread] = p.shared_id;
-    weights[thread] = 1.0f;
+    choice = {p.shared_id, 1.0f};
   }
+  if (thread < p.columns) ids[thread] = choice.id, weights[thread] = choice.weight;
+  return choice;
 }
 
 }  // namespace dsv3::cuda

@@ -47,6 +47,16 @@ Status route_and_order(int64_t rows, const GateShape& gate, const float* logits,
                        float* weights, int64_t experts, int tile_rows, const ExpertOrder& order, int32_t* scratch, Stream stream,
                        int32_t shared_id = -1);
 
+/// route(), and the list of the experts that the rows go to, where routes_to_hits(): few rows, a gate like DeepSeek-V3's. All experts
+/// are this rank's. shared_id: -1, or the one behind the gate's. Padding rows have no weight anywhere. hits.max_hits >= max_hits().
+bool routes_to_hits(int64_t rows, const GateShape& gate);
+/// Upper bound of hits: columns are top_k, and one for a shared expert.
+inline int32_t max_hits(int64_t rows, int64_t columns, int64_t experts) {
+  return static_cast<int32_t>(rows * columns < experts ? rows * columns : experts);
+}
+Status route_hits(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions, int32_t* ids,
+                  float* weights, const ExpertHits& hits, Stream stream, int32_t shared_id = -1);
+
 /// out[p] = x[source[p]] (rows and scales) for every permuted row with a source. capacity of `order` rows are looked at.
 Status permute_rows(const Fp8Rows& x, const ExpertOrder& order, const Fp8Rows& out, Stream stream);
 Status permute_rows(const Bf16Matrix& x, const ExpertOrder& order, const Bf16Matrix& out, Stream stream);

@@ -186,7 +186,9 @@ __global__ __launch_bounds__(kOrderThreads)
   if (blockIdx.x == 0) order_in_a_block<kOrderThreads, 1>(order);
 }
 
-RouteParams params_of(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions, int32_t* ids,
+}  // namespace
+
+RouteParams route_params(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions, int32_t* ids,
                       float* weights, int32_t shared_id) {
   const bool grouped = gate.grouped && gate.groups > 1, normalise = gate.normalise && gate.top_k > 1;
   int group_lanes = 1;
@@ -212,13 +214,11 @@ Status check_gate(const char* name, const GateShape& gate, const float* logits, 
   return {};
 }
 
-}  // namespace
-
 Status route(int64_t rows, const GateShape& gate, const float* logits, const float* bias, const int32_t* positions, int32_t* ids,
              float* weights, Stream stream, int32_t shared_id) {
   if (rows == 0) return {};
   DSV3_TRY(check_gate("route", gate, logits, ids, weights));
-  const RouteParams p = params_of(rows, gate, logits, bias, positions, ids, weights, shared_id);
+  const RouteParams p = route_params(rows, gate, logits, bias, positions, ids, weights, shared_id);
   if (rows <= kTeamRows && team_can_route(p)) {
     const LaunchShape team{dim3(static_cast<unsigned>(rows)), dim3(static_cast<unsigned>(team_warps(p) * 32))};
     return launch("route", team_kernel, team, stream, p);
@@ -230,7 +230,7 @@ Status route(int64_t rows, const GateShape& gate, const float* logits, const flo
 }
 
 bool routes_and_orders_at_once(int64_t rows, const GateShape& gate, int64_t experts) {
-  const RouteParams p = params_of(rows, gate, nullptr, nullptr, nullptr, nullptr, nullptr, -1);
+  const RouteParams p = route_params(rows, gate, nullptr, nullptr, nullptr, nullptr, nullptr, -1);
   return rows > 0 && rows <= kTeams * kMaxCluster && experts <= kOrderThreads && team_can_route(p) && team_warps(p) <= kOrderTeamWarps;
 }
 
@@ -246,7 +246,7 @@ Status route_and_order(int64_t rows, const GateShape& gate, const float* logits,
   DSV3_TRY(check_gate(kName, gate, logits, ids, weights));
   OrderParams o{};
   DSV3_TRY(check_order(kName, rows, columns, experts, ids, tile_rows, order, &o));
-  const RouteParams p = params_of(rows, gate, logits, bias, positions, ids, weights, shared_id);
+  const RouteParams p = route_params(rows, gate, logits, bias, positions, ids, weights, shared_id);
   unsigned blocks = 1;
   while (blocks < rows && blocks < kMaxCluster) blocks *= 2;
   const LaunchShape shape{dim3(blocks), dim3(kOrderThreads), order_shared_bytes(experts, kOrderThreads), blocks};
