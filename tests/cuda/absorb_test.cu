@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "mla_decode_case.cuh"
 #include "rows_reference.h"
 #include "simple_reference.cuh"
 
@@ -239,6 +240,68 @@ TEST(CudaAbsorb, ValuesIntoPartOfABuffer) {
 }
 
 /// NaN in one row (padding) stays in it.
+/// mla_decode_pieces() and the product that joins them, against float64 and against the merging kernel.
+void check_pieces(const MlaShape& shape, int width) {
+  SCOPED_TRACE(shape.name() + ", width " + std::to_string(width));
+  MlaBatch batch(shape);
+  const auto groups = static_cast<int64_t>(shape.groups.size()), rows = groups * shape.max_group_rows, cols = int64_t{shape.heads} * kValue;
+  const Weights weights(shape.heads);
+  const Guarded<uint8_t> scratch(static_cast<size_t>(mla_decode_workspace_bytes(groups, shape.max_group_rows, shape.heads)) + 256);
+  const MlaWorkspace ws{reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(scratch.get()) + 255) / 256 * 256),
+                        static_cast<int64_t>(scratch.size()) - 256};
+  const auto expand = [&](const DecodePieces& pieces) {
+    const Guarded<Bf16> out(static_cast<size_t>(rows * cols));
+    EXPECT_OK(expand_values({.latent = batch.params().out, .kv_b = weights.view(), .out = {out.get(), rows, cols, cols}, .rows = rows,
+                             .heads = shape.heads, .width = width, .pieces = pieces},
+                            nullptr));
+    expect_synced();
+    EXPECT_TRUE(out.guards_intact());
+    std::vector<float> used;
+    const std::vector<float> all = from_bf16(out.download());
+    for (int64_t g = 0; g < groups; ++g) {
+      const auto begin = all.begin() + g * shape.max_group_rows * cols;
+      used.insert(used.end(), begin, begin + shape.groups[static_cast<size_t>(g)].first * cols);
+    }
+    return used;
+  };
+  EXPECT_OK(mla_decode_schedule(batch.params(), ws, nullptr));
+  DecodePieces pieces;
+  EXPECT_OK(mla_decode_pieces(batch.params(), ws, &pieces, nullptr));
+  const std::vector<float> joined = expand(pieces), again = expand(pieces);
+  batch.poison_output();
+  EXPECT_OK(mla_decode(batch.params(), ws, nullptr));
+  const std::vector<float> merged = expand({});
+  EXPECT_EQ(joined, again);
+  // Sums of pieces in another order move some latents to the neighbouring BF16: 2^-9 of them at most.
+  EXPECT_LT(relative_l2(joined, merged, cols).worst_row, 2e-3);
+
+  const std::vector<double> latents = batch.reference();
+  const std::vector<float> w = from_bf16(weights.data.download());
+  std::vector<double> want;
+  for (size_t query = 0; query < latents.size() / kLatent; ++query) {
+    const size_t head = query % static_cast<size_t>(shape.heads);
+    for (size_t v = 0; v < kValue; ++v) {
+      const float* row = w.data() + (head * kWeightRows + kNope + v) * kLatent;
+      double sum = 0;
+      for (size_t c = 0; c < kLatent; ++c) sum += latents[query * kLatent + c] * static_cast<double>(row[c]);
+      want.push_back(sum);
+    }
+  }
+  ASSERT_EQ(want.size(), joined.size());
+  // What mla_decode_test.cu allows a row of latents, and the rounding of the result.
+  EXPECT_LT(relative_l2(joined, want, cols).worst_row, shape.format == KvFormat::kFp8 ? 2e-2 : 7e-3);
+}
+
+TEST(CudaAbsorb, ValuesOutOfPieces) {
+  DSV3_NEEDS_GPU();
+  check_pieces({.heads = 16, .groups = {{1, 700}}, .max_group_rows = 1}, 64);
+  check_pieces({.heads = 16, .groups = {{1, 9000}}, .max_group_rows = 1}, 64);
+  check_pieces({.heads = 8, .groups = {{1, 20000}, {1, 5}, {1, 900}}, .max_group_rows = 1}, 128);
+  check_pieces({.heads = 16, .format = KvFormat::kFp8, .groups = {{2, 3000}, {4, 100}}, .max_group_rows = 4}, 64);
+  check_pieces({.heads = 64, .groups = {{2, 5000}, {2, 1}, {1, 1500}, {2, 2500}}, .max_group_rows = 2}, 128);
+  check_pieces({.heads = 128, .groups = {{1, 2000}}, .max_group_rows = 1}, 128);
+}
+
 TEST(CudaAbsorb, NanStaysInItsRow) {
   DSV3_NEEDS_GPU();
   const int heads = 2;

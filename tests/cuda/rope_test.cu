@@ -1,6 +1,7 @@
 // Rotation, latent norm and cache rows against float64.
 #include <cstring>
 
+#include "kernels/cuda/mla/absorb.h"
 #include "kernels/cuda/norm/norm.h"
 #include "rows_reference.h"
 
@@ -30,9 +31,10 @@ void check_pair(float a, float b, const Turned& want, const std::string& what) {
   ASSERT_NEAR(b, want.b, kBf16Step * size) << what;
 }
 
-void check(int64_t rows, int heads, KvFormat format, bool absorbed) {
-  const std::string what =
-      std::to_string(rows) + " rows, " + std::to_string(heads) + " heads, " + (format == KvFormat::kFp8 ? "fp8" : "bf16");
+/// absorb_width: 0, or the launch is absorb_queries() of that width, which does the same beside.
+void check(int64_t rows, int heads, KvFormat format, bool absorbed, int absorb_width = 0) {
+  const std::string what = std::to_string(rows) + " rows, " + std::to_string(heads) + " heads, " + (format == KvFormat::kFp8 ? "fp8" : "bf16") +
+                           (absorb_width > 0 ? ", beside absorb_queries of width " + std::to_string(absorb_width) : "");
   SCOPED_TRACE(what);
   const int64_t q_stride = heads * 192 + 8, kv_stride = 576 + 8, blocks = rows / 64 + 2;
   const double factor = 1.25;
@@ -61,8 +63,16 @@ void check(int64_t rows, int heads, KvFormat format, bool absorbed) {
   p.latent_gain = gain_device.get(), p.eps = kEps, p.frequencies = f_device.get(), p.cos_factor = static_cast<float>(factor);
   p.positions = positions_device.get(), p.cache_rows = cache_rows_device.get(), p.heads = heads;
   p.pages = {pages.get(), format, blocks};
-  ASSERT_OK(rope_and_cache(p, nullptr));
-  expect_synced();
+  if (absorb_width == 0) {
+    ASSERT_OK(rope_and_cache(p, nullptr));
+    expect_synced();
+  } else {
+    const Guarded<Bf16> kv_b(to_bf16(normal_values(static_cast<size_t>(heads) * 256 * 512, 5, 0.05f)));
+    ASSERT_OK(absorb_queries({.q = q_device.get(), .q_stride = q_stride, .kv_b = {kv_b.get(), heads * 256, 512, 1},
+                              .absorbed_q = absorbed_device.get(), .rows = rows, .heads = heads, .width = absorb_width, .turn = &p},
+                             nullptr));
+    expect_synced();
+  }
   const auto q_got = q_device.download(), absorbed_got = absorbed_device.download();
   const auto cache = pages.download();
   std::vector<bool> written(static_cast<size_t>(blocks * 64));
@@ -135,6 +145,16 @@ TEST(CudaRope, RotatesAndCaches) {
     check(5, 3, format, true);
     check(12, 160, format, true);  // more than one round of q vectors
     check(300, 16, format, true);
+  }
+}
+
+TEST(CudaRope, BesideAbsorbedQueries) {
+  DSV3_NEEDS_GPU();
+  for (const KvFormat format : {KvFormat::kBf16, KvFormat::kFp8}) {
+    check(1, 16, format, true, 64);
+    check(20, 8, format, true, 64);  // more rows than heads
+    check(5, 3, format, true, 128);
+    check(70, 2, format, true, 128);  // more than a chunk
   }
 }
 

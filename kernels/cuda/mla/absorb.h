@@ -3,7 +3,9 @@
 #pragma once
 
 #include "../common/types.h"
+#include "../norm/norm.h"
 #include "dsv3/base/status.h"
+#include "mla_decode_plan.h"
 
 namespace dsv3::cuda {
 
@@ -27,6 +29,7 @@ struct AbsorbQueries {
   int64_t rows = 0;
   int32_t heads = 0;
   int width = 0;  ///< 0: absorb_width(heads)
+  const RopeAndCache* turn = nullptr;  ///< rope_and_cache() of the same rows, done beside it by the same launch
 };
 Status absorb_queries(const AbsorbQueries& p, Stream stream);
 
@@ -41,6 +44,7 @@ struct ExpandValues {
   int64_t rows = 0;
   int32_t heads = 0;
   int width = 0;
+  DecodePieces pieces{};  ///< of mla_decode_pieces() of the same rows: they are joined here, `latent` has the other rows. Up to kPieceRows
 };
 Status expand_values(const ExpandValues& p, Stream stream);
 

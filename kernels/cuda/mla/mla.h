@@ -33,6 +33,10 @@ int64_t mla_decode_workspace_bytes(int64_t max_groups, int64_t max_group_rows, i
 /// Once a step, before the first mla_decode(): writes the schedule into the workspace.
 Status mla_decode_schedule(const MlaDecode& p, const MlaWorkspace& ws, Stream stream);
 Status mla_decode(const MlaDecode& p, const MlaWorkspace& ws, Stream stream);
+/// The same, but groups that several parts worked on stay in pieces, which expand_values() joins (absorb.h): their rows of `out` are
+/// left alone. Not deterministic.
+struct DecodePieces;
+Status mla_decode_pieces(const MlaDecode& p, const MlaWorkspace& ws, DecodePieces* pieces, Stream stream);
 /// The readable rung: one block per row and head, no splits, float32. Any shape.
 Status simple_mla_decode(const MlaDecode& p, Stream stream);
 

@@ -91,7 +91,8 @@ __device__ __forceinline__ void write_piece(const MlaDecode& p, const DecodePiec
 template <KvFormat kFormat>
 __global__ void __launch_bounds__(kDecodeThreads, 1)
     mla_decode_kernel(const __grid_constant__ MlaDecode p, const __grid_constant__ CUtensorMap map,
-                      const __grid_constant__ DecodeShape shape, const __grid_constant__ DecodeScratch scratch) {
+                      const __grid_constant__ DecodeShape shape, const __grid_constant__ DecodeScratch scratch,
+                      bool list_read_early) {
   extern __shared__ __align__(1024) uint8_t raw_shared[];
   DecodeShared& shared = *reinterpret_cast<DecodeShared*>(raw_shared);
   const int tile = blockIdx.x, part = blockIdx.y;
@@ -99,13 +100,12 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   constexpr bool kFp8 = kFormat == KvFormat::kFp8;
   using Limits = Registers<kFormat>;
 
-  launch_dependents();
+  if (!list_read_early) launch_dependents();
   if (threadIdx.x == 0) {
     if constexpr (!kFp8) prefetch_tensor_map(&map);
     for (int stage = 0; stage < 2; ++stage) {
       for (int box = 0; box < kBoxes; ++box) barrier_init(&shared.kv_full[stage][box], kFp8 ? 128 : 1);
       for (int step = 0; step < kLoadSteps; ++step) barrier_init(&shared.kv_empty[stage][step], step == 0 ? 4 : 8);
-      barrier_init(&shared.p_empty[stage], 8);
     }
     fence_barrier_init();
   }
@@ -127,6 +127,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
       shrink_registers<Limits::kScore>();
     }
     wait_for_previous();
+    if (list_read_early) launch_dependents();  // not before: expand_values() reads the schedule before it waits
     uint32_t rope[4][4];
     int loaded = -1;
     for_each_piece(p, *scratch.schedule, shape, part, tile, [&](const DecodePiece& piece) {
@@ -139,6 +140,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
       }
       score_blocks<kFormat>(p, piece, tile, shared, rope, n);
     });
+    for (uint32_t i = n < 2 ? 0 : n - 2; i < n; ++i) named_barrier_sync(p_empty(i & 1), kPThreads);  // nobody arrives in vain
   } else {
     grow_registers<Limits::kOutput>();
     wait_for_previous();
@@ -165,9 +167,9 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
   }
 }
 
-}  // namespace
-
-Status mla_decode(const MlaDecode& p, const MlaWorkspace& ws, Stream stream) {
+/// `joined`: by expand_values(), not by mla_decode_merge().
+Status run(const MlaDecode& p, const MlaWorkspace& ws, bool joined, DecodePieces* pieces, Stream stream) {
+  *pieces = {};
   DSV3_TRY(check_mla_decode(p));
   if (p.num_groups == 0) return {};
   const DecodeShape shape = decode_shape(p.max_group_rows, p.heads, sm_count());
@@ -192,8 +194,21 @@ Status mla_decode(const MlaDecode& p, const MlaWorkspace& ws, Stream stream) {
   DSV3_TRY(allow_shared_bytes("mla_decode", kernel, sizeof(DecodeShared)));
   const DecodeScratch scratch = decode_scratch(ws.data, shape);
   const LaunchShape launch_shape{dim3(shape.tiles, shape.parts), dim3(kDecodeThreads), sizeof(DecodeShared)};
-  DSV3_TRY(launch("mla_decode", kernel, launch_shape, stream, p, map, shape, scratch));
-  return mla_decode_merge(p, shape, scratch, stream);
+  DSV3_TRY(launch("mla_decode", kernel, launch_shape, stream, p, map, shape, scratch, joined));
+  *pieces = {shape, scratch};
+  return {};
+}
+
+}  // namespace
+
+Status mla_decode_pieces(const MlaDecode& p, const MlaWorkspace& ws, DecodePieces* pieces, Stream stream) {
+  return run(p, ws, true, pieces, stream);
+}
+
+Status mla_decode(const MlaDecode& p, const MlaWorkspace& ws, Stream stream) {
+  DecodePieces pieces;
+  DSV3_TRY(run(p, ws, false, &pieces, stream));
+  return p.num_groups > 0 ? mla_decode_merge(p, pieces.shape, pieces.scratch, stream) : Status{};
 }
 
 }  // namespace dsv3::cuda

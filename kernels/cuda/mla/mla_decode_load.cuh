@@ -26,7 +26,7 @@ struct DecodeShared {
   uint8_t p[2][kBoxBytes];
   float keep[2][kDecodeTileRows];    ///< factor of O before the block is added
   float2 stats[2][kDecodeTileRows];  ///< last block of a piece: maximum, sum
-  uint64_t kv_full[2][kBoxes], kv_empty[2][kLoadSteps], p_empty[2];
+  uint64_t kv_full[2][kBoxes], kv_empty[2][kLoadSteps];
 };
 static_assert(sizeof(DecodeShared) <= 232448, "shared memory of a block");
 

@@ -5,7 +5,7 @@
 
 #include "../common/launch.cuh"
 #include "../common/ptx.cuh"
-#include "mla_decode_work.cuh"
+#include "mla_decode_pieces.cuh"
 
 namespace dsv3::cuda {
 namespace {
@@ -15,35 +15,6 @@ constexpr int kFewPieces = 8;  // all that deterministic splits can be
 constexpr int kFewRows = kThreads / 64;
 constexpr int kBlocksAnSm = 2;  // and as many in the grid: a second wave would wait for the latencies of the first
 static_assert(kThreads >= kMaxDecodeParts, "a thread loads one piece's maximum and sum");
-
-struct MergeRow {
-  const DecodeScratch& scratch;
-  int begin, count;
-  bool deterministic;
-  int first, step;  ///< row of piece 0 in the scratch, rows of a slot
-
-  __device__ MergeRow(const DecodeScratch& s, const DecodeShape& shape, const DecodeMerge& merge, bool in_order,
-                      int query)
-      : scratch(s),
-        begin(merge.begin),
-        count(merge.count),
-        deterministic(in_order),
-        step(shape.tiles * kDecodeTileRows) {
-    first = (deterministic ? begin : 2 * begin + 1) * step + query;
-  }
-  /// As for_each_piece() numbers the slots: one after the other, or 2 part (+ 1 for the group's first piece).
-  __device__ int at(int k) const { return first + (deterministic || k == 0 ? k : 2 * k - 1) * step; }
-  /// A part without a block left its slot alone.
-  __device__ bool exists(int k) const {
-    if (deterministic) return true;
-    const DecodeCut from = scratch.schedule->cut[begin + k], to = scratch.schedule->cut[begin + k + 1];
-    return from.group != to.group || from.block != to.block;
-  }
-  __device__ float2 stats(int k) const { return scratch.stats[at(k)]; }
-  __device__ float4 values(int k, int column) const {
-    return *reinterpret_cast<const float4*>(scratch.output + static_cast<int64_t>(at(k)) * kLatent + column);
-  }
-};
 
 __device__ __forceinline__ void store_row(Bf16* to, float4 out, float inverse) {
   *reinterpret_cast<uint2*>(to) = {pack_bf16(__fmul_rn(out.x, inverse), __fmul_rn(out.y, inverse)),
@@ -135,7 +106,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm)
     mla_decode_merge_kernel(const __grid_constant__ MlaDecode p, const __grid_constant__ DecodeShape shape,
                             const __grid_constant__ DecodeScratch scratch) {
   launch_dependents();
-  wait_for_previous();
+  wait_for_previous(p);
   const DecodeSchedule& schedule = *scratch.schedule;
   const int merges = schedule.merges, group_queries = p.max_group_rows * p.heads;
   const int warp = static_cast<int>(threadIdx.x) / 32;

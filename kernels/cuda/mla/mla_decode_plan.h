@@ -34,7 +34,7 @@ inline DecodeShape decode_shape(int64_t max_group_rows, int64_t heads, int sms) 
 }
 
 /// Position in the row of all groups' KV blocks.
-struct DecodeCut {
+struct alignas(8) DecodeCut {
   int32_t group, block;
 };
 /// Pieces of a group to join. Parts [begin, begin + count) hold them; deterministic: slots [begin, begin + count).
@@ -42,8 +42,13 @@ struct alignas(16) DecodeMerge {
   int32_t row_begin, rows;  ///< of the group
   int32_t begin, count;
 };
+/// Part [begin, end), perhaps empty, and the group that it begins with: all that a block needs to start, in one access.
+struct alignas(16) DecodePart {
+  DecodeCut begin, end;
+  QueryGroup first;
+};
 struct DecodeSchedule {
-  DecodeCut cut[kMaxDecodeParts + 1];  ///< part i is [cut[i], cut[i + 1]); may be empty
+  DecodePart part[kMaxDecodeParts];
   int32_t merges, fold, most_pieces;   ///< most_pieces: largest count of a merge
   DecodeMerge merge[kMaxDecodeGroups];
   int32_t slot_begin[kMaxDecodeGroups];  ///< deterministic: slot of a group's first split
@@ -53,6 +58,12 @@ struct DecodeScratch {
   DecodeSchedule* schedule = nullptr;
   float2* stats = nullptr;  ///< [slots + parts][tiles][64]: maximum (of scale * log2 e * score), sum
   float* output = nullptr;  ///< [slots + parts][tiles][64][512]
+};
+inline constexpr int kPieceRows = 8;  ///< rows up to which whoever takes the outputs can join the pieces
+/// What mla_decode_pieces() leaves to whoever joins the pieces.
+struct DecodePieces {
+  DecodeShape shape;
+  DecodeScratch scratch;  ///< schedule null: nothing to join
 };
 inline constexpr int64_t kDecodeScheduleBytes = (sizeof(DecodeSchedule) + 255) / 256 * 256;
 inline int64_t decode_tile_slots(const DecodeShape& shape) {

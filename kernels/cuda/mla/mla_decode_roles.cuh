@@ -13,7 +13,7 @@
 //                          half, from the outputs (8 warps). Scores are done with a stage before P of its block is full
 //   p_full(buffer, half)   scores -> outputs, named        half of the tokens. The first also covers `keep`
 //   stats_full(buffer)     scores -> outputs, named        row statistics, with a piece's last block
-//   p_empty[buffer]        outputs (8 warps) -> scores
+//   p_empty(buffer)        outputs -> scores, named
 //
 // The loader refills boxes in the order in which they become free, and the scores take them in that order.
 //
@@ -26,11 +26,12 @@
 
 namespace dsv3::cuda {
 
-inline constexpr int kPFullThreads = 3 * 128;
+inline constexpr int kPThreads = 3 * 128;
 __device__ __forceinline__ int p_full(uint32_t buffer, int half) {
   return 2 + 2 * static_cast<int>(buffer) + half;  // 1: among the scores
 }
 __device__ __forceinline__ int stats_full(uint32_t buffer) { return 6 + static_cast<int>(buffer); }
+__device__ __forceinline__ int p_empty(uint32_t buffer) { return 8 + static_cast<int>(buffer); }
 
 // ---- scores --------------------------------------------------------------------------------------------------------
 
@@ -145,7 +146,7 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
     }
 
     const int tail = piece.group.start + piece.group.rows - first_key;  // rows of this block that the sequence has
-    barrier_wait(&shared.p_empty[stage], phase ^ 1);
+    if (n >= 2) named_barrier_sync(p_empty(stage), kPThreads);
     if (tail < kCacheBlockTokens) zero_tail(shared, stage, tail);
     if (quad == 0) {
 #pragma unroll
@@ -165,11 +166,11 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
                   pack_bf16(s[8 * t + 6], s[8 * t + 7]));
       if (t == 1) {  // the outputs can begin
         fence_async_proxy();
-        named_barrier_arrive(p_full(stage, 0), kPFullThreads);
+        named_barrier_arrive(p_full(stage, 0), kPThreads);
       }
     }
     fence_async_proxy();
-    named_barrier_arrive(p_full(stage, 1), kPFullThreads);
+    named_barrier_arrive(p_full(stage, 1), kPThreads);
 #pragma unroll
     for (int r = 0; r < 2; ++r) sum[r] = sum[r] * keep[r] + added[r];
     if (b + 1 < piece.last) continue;
@@ -180,7 +181,7 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
       whole += __shfl_xor_sync(~0u, whole, 2);
       if (quad == 0) shared.stats[stage][row0 + 8 * r] = {top[r] * scale, whole};
     }
-    named_barrier_arrive(stats_full(stage), kPFullThreads);
+    named_barrier_arrive(stats_full(stage), kPThreads);
   }
 }
 
@@ -202,7 +203,7 @@ __device__ __forceinline__ void output_blocks(const DecodePiece& piece, int half
     } else {
       barrier_wait(&shared.kv_full[stage][0], phase);
     }
-    named_barrier_sync(p_full(stage, 0), kPFullThreads);
+    named_barrier_sync(p_full(stage, 0), kPThreads);
     const float keep[2] = {shared.keep[stage][row], shared.keep[stage][row + 8]};
     if (b > piece.first && __any_sync(~0u, keep[0] != 1.0f || keep[1] != 1.0f)) {
 #pragma unroll
@@ -210,7 +211,7 @@ __device__ __forceinline__ void output_blocks(const DecodePiece& piece, int half
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {  // of the tokens: the first ones' P is there while the others' is worked out
-      if (half == 1) named_barrier_sync(p_full(stage, 1), kPFullThreads);
+      if (half == 1) named_barrier_sync(p_full(stage, 1), kPThreads);
       wgmma_fence();
 #pragma unroll
       for (int side = 0; side < 2; ++side) {  // 128 columns each: the first two boxes can go while the others are read
@@ -226,7 +227,7 @@ __device__ __forceinline__ void output_blocks(const DecodePiece& piece, int half
     __syncwarp();
     if (lane == 0) barrier_arrive(&shared.kv_empty[stage][1]);
     if (b + 1 == piece.last) {
-      named_barrier_sync(stats_full(stage), kPFullThreads);
+      named_barrier_sync(stats_full(stage), kPThreads);
       stats[0] = shared.stats[stage][row];
       stats[1] = shared.stats[stage][row + 8];
     }
@@ -234,10 +235,8 @@ __device__ __forceinline__ void output_blocks(const DecodePiece& piece, int half
 #pragma unroll
     for (int i = 0; i < 128; ++i) wgmma_pin(acc[i / 64][i % 64]);
     __syncwarp();
-    if (lane == 0) {
-      barrier_arrive(&shared.kv_empty[stage][2]);
-      barrier_arrive(&shared.p_empty[stage]);
-    }
+    if (lane == 0) barrier_arrive(&shared.kv_empty[stage][2]);
+    named_barrier_arrive(p_empty(stage), kPThreads);
   }
 }
 

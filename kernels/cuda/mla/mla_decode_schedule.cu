@@ -127,7 +127,10 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   const DecodeCut* cut = cuts[best];
-  if (g <= shape.parts) out->cut[g] = cut[g];
+  if (g < shape.parts) {
+    const QueryGroup first = cut[g].group < num_groups ? groups[cut[g].group] : QueryGroup{};
+    out->part[g] = {cut[g], cut[g + 1], first};
+  }
 
   if (!deterministic) {
     // The first cut inside of a group finds the last: cuts ascend.

@@ -17,12 +17,13 @@ struct DecodePiece {
 template <class Work>
 __device__ __forceinline__ void for_each_piece(const MlaDecode& p, const DecodeSchedule& schedule,
                                                const DecodeShape& shape, int part, int tile, Work&& work) {
-  const DecodeCut begin = schedule.cut[part], end = schedule.cut[part + 1];
+  const DecodePart& mine = schedule.part[part];
+  const DecodeCut begin = mine.begin, end = mine.end;
   const bool fold = p.deterministic && schedule.fold != 0;
   int first = begin.block;
   for (int g = begin.group; g < end.group || (g == end.group && end.block > 0); ++g, first = 0) {
     DecodePiece piece;
-    piece.group = p.groups[g];
+    piece.group = *(g == begin.group ? &mine.first : p.groups + g);
     if (piece.group.rows * p.heads <= tile * kDecodeTileRows) continue;
     piece.index = g;
     piece.blocks = group_blocks(piece.group);

@@ -44,5 +44,7 @@ struct RopeAndCache {
 };
 /// Normalises the latent, turns k_pe and every q_pe by position, writes the cache rows (FP8: scale = amax / 448 per 128 latents, amax >= 1e-4).
 Status rope_and_cache(const RopeAndCache& p, Stream stream);
+/// What it demands; for launchers that do the same beside their own work.
+Status check_rope(const RopeAndCache& p);
 
 }  // namespace dsv3::cuda
