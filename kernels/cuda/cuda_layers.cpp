@@ -6,6 +6,7 @@
 
 #include "common/cuda_status.h"
 #include "cuda_ops.h"
+#include "gemm/fp8_expert_sum.h"
 #include "gemm/fp8_gate_up.h"
 #include "gemm/gemm_choice.h"
 #include "mla/absorb.h"
@@ -95,23 +96,32 @@ void CudaOps::quantise(int64_t rows, Tensor x, const Linear& next) {
 void CudaOps::rope_and_cache(const Batch& batch, const AttentionShape& shape, int64_t cache_layer, Tensor q, const Tensor& kv_a,
                              const Tensor& gain, float eps) {
   const int64_t decodes = pass_->decode_rows;
-  const auto part = [&](int64_t begin, int64_t count, Bf16* absorbed_q) {
+  const auto part = [&](int64_t begin, int64_t count, Bf16* absorbed_q) -> RopeAndCache {
     const DeviceBatch& device = *pass_->device;
-    note(cuda::rope_and_cache({.q = {row_of(q, begin), count, q.cols, q.stride},
-                               .absorbed_q = absorbed_q,
-                               .kv_a = {row_of(kv_a, begin), count, kv_a.cols, kv_a.stride},
-                               .latent_gain = gain.f32(),
-                               .eps = eps,
-                               .frequencies = frequencies_,
-                               .cos_factor = shape.rope_cos_factor,
-                               .positions = device.positions + begin,
-                               .cache_rows = device.cache_rows + begin,
-                               .heads = heads_,
-                               .pages = pages(cache_layer)},
-                              stream_));
+    return {.q = {row_of(q, begin), count, q.cols, q.stride},
+            .absorbed_q = absorbed_q,
+            .kv_a = {row_of(kv_a, begin), count, kv_a.cols, kv_a.stride},
+            .latent_gain = gain.f32(),
+            .eps = eps,
+            .frequencies = frequencies_,
+            .cos_factor = shape.rope_cos_factor,
+            .positions = device.positions + begin,
+            .cache_rows = device.cache_rows + begin,
+            .heads = heads_,
+            .pages = pages(cache_layer)};
   };
-  part(0, decodes, absorbed_q_);
-  part(decodes, batch.rows - decodes, nullptr);
+  // Few decode rows are turned by the kernel that absorbs them, a step later in attention().
+  decode_turn_ = part(0, decodes, absorbed_q_);
+  if (!absorbs_itself(decodes)) {
+    note(cuda::rope_and_cache(decode_turn_, stream_));
+    decode_turn_.kv_a.rows = 0;
+  }
+  note(cuda::rope_and_cache(part(decodes, batch.rows - decodes, nullptr), stream_));
+}
+
+bool CudaOps::absorbs_itself(int64_t rows) const {
+  // Deterministic: the same kernels for any number of rows, so that a row's bits do not depend on it.
+  return options_.deterministic || use_absorb_queries(rows);
 }
 
 void CudaOps::attention(const Batch&, const AttentionShape&, int64_t cache_layer, const KvProjection& kv_b, const Tensor& q, Tensor out) {
@@ -125,11 +135,11 @@ void CudaOps::attention(const Batch&, const AttentionShape&, int64_t cache_layer
 
 void CudaOps::absorbed(const MlaDecode& shape, int64_t first, int64_t rows, const CudaKvProjection& kv_b, const Tensor& q, Tensor out) {
   constexpr int64_t kHeadRows = kNope + kValue;
-  // Deterministic: the same kernels for any number of rows, so that a row's bits do not depend on it.
-  if (options_.deterministic || use_absorb_queries(rows)) {
+  if (absorbs_itself(rows)) {
     note(absorb_queries({.q = row_of(q, first), .q_stride = q.stride, .kv_b = kv_b.weight, .absorbed_q = absorbed_q_, .rows = rows,
-                         .heads = heads_},
+                         .heads = heads_, .turn = decode_turn_.kv_a.rows > 0 ? &decode_turn_ : nullptr},
                         stream_));
+    decode_turn_.kv_a.rows = 0;
   } else {
     note(blas_->head_product({.x = row_of(q, first), .x_row = q.stride, .x_head = kQueryHead,
                               .w = kv_b.weight.data, .w_head = kHeadRows * kLatent, .w_stride = kLatent, .transposed = true,
@@ -137,13 +147,19 @@ void CudaOps::absorbed(const MlaDecode& shape, int64_t first, int64_t rows, cons
                               .rows = rows, .heads = heads_, .n = kLatent, .k = kNope},
                              stream_));
   }
-  note(mla_decode(shape, mla_workspace_, stream_));
-  if (options_.deterministic || use_expand_values(rows, heads_)) {
+  const bool expand = options_.deterministic || use_expand_values(rows, heads_);
+  DecodePieces pieces;
+  if (expand && !options_.deterministic && rows <= kPieceRows) {
+    note(mla_decode_pieces(shape, mla_workspace_, &pieces, stream_));
+  } else {
+    note(mla_decode(shape, mla_workspace_, stream_));
+  }
+  if (expand) {
     // BF16 as well: the output projection may be a BF16 one even where others are FP8.
     const bool quantised = quantised_.contains(out.data);
     note(expand_values({.latent = absorbed_out_, .kv_b = kv_b.weight, .out = {row_of(out, first), rows, out.cols, out.stride},
                         .quantised = quantised ? quantised_part(out, first, rows) : Fp8Rows{}, .ue8m0 = options_.ue8m0, .rows = rows,
-                        .heads = heads_},
+                        .heads = heads_, .pieces = pieces},
                        stream_));
     return;
   }
@@ -251,13 +267,25 @@ ExpertOrder CudaOps::expert_order(int64_t rows, int64_t top_k, int64_t experts) 
   return order;
 }
 
+ExpertHits CudaOps::expert_hits(int64_t rows, int64_t columns, int64_t experts) const {
+  return {experts_.order.tiles, experts_.order.num_tiles, experts_.hit_weights, max_hits(rows, columns, experts), static_cast<int32_t>(rows)};
+}
+
 void CudaOps::route(int64_t rows, const GateShape& gate, const Tensor& logits, const Tensor& bias, Tensor ids, Tensor weights) {
   const float* const bias_data = bias.data != nullptr ? bias.f32() : nullptr;
   const int64_t columns = gate.columns(), count = gate.experts + (gate.shared_id >= 0 ? 1 : 0);
   const auto shared_id = static_cast<int32_t>(gate.shared_id);
   ordered_ = {};
-  // Few rows are put in order by the same kernel, where this rank holds all the experts (or slices of all of them).
-  if (experts_.count == count && routes_and_orders_at_once(rows, gate, count)) {
+  // Few rows are put in order by the same kernel, where this rank holds all the experts (or slices of all of them); with a handful no
+  // row needs to move at all.
+  const bool all = experts_.count == count;
+  if (all && !options_.deterministic && experts_.hit_weights != nullptr && use_expert_hits(rows) && routes_to_hits(rows, gate)) {
+    note(route_hits(rows, gate, logits.f32(), bias_data, pass_->device->positions, ids.i32(), weights.f32(),
+                    expert_hits(rows, columns, count), stream_, shared_id));
+    ordered_ = {ids.i32(), rows, count, true};
+    return;
+  }
+  if (all && routes_and_orders_at_once(rows, gate, count)) {
     const int tile_rows = expert_tile_rows(rows, columns, count);
     note(route_and_order(rows, gate, logits.f32(), bias_data, pass_->device->positions, ids.i32(), weights.f32(), count, tile_rows,
                          expert_order(rows, columns, count), experts_.scratch, stream_, shared_id));
@@ -272,9 +300,18 @@ void CudaOps::experts(int64_t rows, const Tensor& x, const Tensor& x_fp8, const 
   const auto& mine = static_cast<const CudaExperts&>(experts);
   const ExpertBuffers& b = experts_;
   const int64_t top_k = ids.cols;
+  const bool ordered = ordered_.ids == ids.i32() && ordered_.rows == rows && ordered_.experts == mine.count;
+  if (std::exchange(ordered_.as_hits, false)) {
+    DSV3_CHECK(ordered && mine.fp8, "the experts are not those that were routed to");
+    const ExpertHits hits = expert_hits(rows, top_k, mine.count);
+    note(fp8_gate_up_hits(quantised_rows(x_fp8, rows), mine.fp8_gate_up, hits, b.middle, {.ue8m0 = options_.ue8m0}, stream_));
+    note(fp8_expert_sum(b.middle, mine.fp8_down, hits, accumulate, bf16(out, rows), stream_));
+    ordered_ = {};
+    return;
+  }
   const int tile_rows = expert_tile_rows(rows, top_k, mine.count);
   const ExpertOrder order = expert_order(rows, top_k, mine.count);
-  if (ordered_.ids != ids.i32() || ordered_.rows != rows || ordered_.experts != mine.count) {
+  if (!ordered) {
     note(order_by_expert(rows, top_k, mine.count, ids.i32(), tile_rows, order, b.scratch, stream_));
   }
   ordered_ = {};

@@ -18,6 +18,7 @@
 #include "gemm/gemm.h"
 #include "mla/mla.h"
 #include "moe/moe.h"
+#include "norm/norm.h"
 #include "sampling/sampling.h"
 #include "weight_loader.h"
 
@@ -136,14 +137,16 @@ class CudaOps final : public Ops {
     int64_t capacity = 0, count = 0;   // rows; experts
     ExpertOrder order;
     int32_t* scratch = nullptr;
+    float* hit_weights = nullptr;    // [hits of kHitRows rows][kHitRows]; w8a8
     Fp8Rows input, middle;           // w8a8
     Bf16Matrix input_bf16, middle_bf16;
     Bf16Matrix gate_up, output;
   };
 
-  struct Ordered {   // what the last route() has put in order by expert
+  struct Ordered {   // what the last route() has put in order by expert, or (few rows) listed as hits
     const int32_t* ids = nullptr;
     int64_t rows = 0, experts = 0;
+    bool as_hits = false;
   };
 
   CudaOps(const OpsLimits& limits, const CudaOpsOptions& options) : limits_(limits), options_(options) {}
@@ -164,7 +167,9 @@ class CudaOps final : public Ops {
   void bf16_product(const Bf16Matrix& x, const Bf16Weight& w, const Tensor& y);
   int expert_tile_rows(int64_t rows, int64_t top_k, int64_t experts) const;
   ExpertOrder expert_order(int64_t rows, int64_t top_k, int64_t experts) const;
+  ExpertHits expert_hits(int64_t rows, int64_t columns, int64_t experts) const;
   void schedule_decode();
+  bool absorbs_itself(int64_t rows) const;
   void attend_decode(int64_t cache_layer, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
   void attend_recomputed(int64_t cache_layer, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
   void attend_expanded(int64_t cache_layer, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
@@ -185,6 +190,7 @@ class CudaOps final : public Ops {
   MlaWorkspace mla_workspace_;
   std::unordered_map<const void*, Quantised> quantised_;   // by the BF16 buffer's address
   Attended attended_;
+  RopeAndCache decode_turn_;   // of the decode rows, between rope_and_cache() and attention(); no rows: done
   char* cache_ = nullptr;
   int64_t cache_layer_bytes_ = 0;
   int32_t max_blocks_ = 0;   // of one slot

@@ -142,6 +142,7 @@ Status CudaOps::alloc_attention(const AttentionShape& shape) {
 
 Status CudaOps::alloc_experts(const CudaExperts& experts, int64_t top_k) {
   ExpertBuffers& b = experts_;
+  if (!experts.fp8) b.hit_weights = nullptr;  // the gate's kernel is chosen for all layers
   if (b.capacity != 0) return {};
   b.count = experts.count;
   b.capacity = expert_order_rows(limits_.max_rows, top_k, experts.count);
@@ -172,6 +173,9 @@ Status CudaOps::alloc_experts(const CudaExperts& experts, int64_t top_k) {
     return {};
   };
   if (experts.fp8) {
+    const int64_t hits = max_hits(std::min<int64_t>(limits_.max_rows, kHitRows), top_k, experts.count);
+    DSV3_ASSIGN(void* const weights, step("expert hits", hits * kHitRows * 4));
+    b.hit_weights = static_cast<float*>(weights);
     DSV3_TRY(fp8_rows("expert inputs", experts.hidden, &b.input));
     DSV3_TRY(fp8_rows("expert middles", experts.width, &b.middle));
   } else {
