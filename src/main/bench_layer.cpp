@@ -152,10 +152,11 @@ Result<Measured> measure(const ServerOptions& options, const ModelConfig& config
   }
   const int32_t most = wanted.batches.empty() ? 0 : *std::max_element(wanted.batches.begin(), wanted.batches.end());
   if (most > 0) {
-    constexpr int32_t kSteps = 20, kExtra = 4096;
+    constexpr int32_t kExtra = 4096;
     DSV3_TRY(bench.prefill(most, wanted.context, options.engine.chunked_prefill_tokens, kExtra).status());
     for (const int32_t batch : wanted.batches) {
-      DSV3_ASSIGN(const Decode decode, bench.decode(batch, 0, kSteps));
+      // A layer's time is the difference of two models': small batches, whose steps are short, need more of them.
+      DSV3_ASSIGN(const Decode decode, bench.decode(batch, 0, std::clamp(1600 / batch, 20, 200)));
       out.decodes.push_back(decode);
     }
     DSV3_TRY(bench.end(most));
