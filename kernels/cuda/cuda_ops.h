@@ -173,7 +173,8 @@ class CudaOps final : public Ops {
   void attend_decode(int64_t cache_layer, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
   void attend_recomputed(int64_t cache_layer, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
   void attend_expanded(int64_t cache_layer, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
-  /// Absorbed attention of rows [first, first + rows) of q and out, whose turned key parts lie in absorbed_q_ already.
+  /// Absorbed attention of rows [first, first + rows) of q and out, whose turned key parts lie in absorbed_q_ already, or are
+  /// put there on the way (decode_turn_).
   void absorbed(const MlaDecode& shape, int64_t first, int64_t rows, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
   MlaDecode decode_shape(int64_t cache_layer) const;
   void add_times();

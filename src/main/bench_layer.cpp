@@ -27,6 +27,16 @@ struct Decode {
   double step_us = 0, busy_us = 0, gap_us = 0;
 };
 
+constexpr int32_t kWarmSteps = 5;
+/// A layer's time is the difference of two models: small batches, whose steps are short, need more of them.
+int32_t decode_steps(int32_t batch) { return std::clamp(1600 / batch, 20, 200); }
+/// Tokens that a sequence gets at most.
+int32_t decode_tokens(const BenchLayerOptions& wanted) {
+  int32_t tokens = 1;
+  for (const int32_t batch : wanted.batches) tokens += kWarmSteps + decode_steps(batch);
+  return tokens;
+}
+
 /// One executor, with plans numbered on.
 class Bench {
  public:
@@ -67,14 +77,13 @@ class Bench {
       plan.hash = plan_hash(plan);
       return plan;
     };
-    constexpr int32_t kWarm = 5;
     DSV3_TRY(executor_->submit(next()));
     int64_t start_us = 0;
     DeviceStats before;
-    for (int32_t i = 0; i < kWarm + steps; ++i) {
-      if (i + 1 < kWarm + steps) DSV3_TRY(executor_->submit(next()));
+    for (int32_t i = 0; i < kWarmSteps + steps; ++i) {
+      if (i + 1 < kWarmSteps + steps) DSV3_TRY(executor_->submit(next()));
       DSV3_TRY(executor_->wait().status());
-      if (i + 1 == kWarm) {
+      if (i + 1 == kWarmSteps) {
         start_us = now_us();
         before = executor_->device_stats();
       }
@@ -152,11 +161,9 @@ Result<Measured> measure(const ServerOptions& options, const ModelConfig& config
   }
   const int32_t most = wanted.batches.empty() ? 0 : *std::max_element(wanted.batches.begin(), wanted.batches.end());
   if (most > 0) {
-    constexpr int32_t kExtra = 4096;
-    DSV3_TRY(bench.prefill(most, wanted.context, options.engine.chunked_prefill_tokens, kExtra).status());
+    DSV3_TRY(bench.prefill(most, wanted.context, options.engine.chunked_prefill_tokens, decode_tokens(wanted)).status());
     for (const int32_t batch : wanted.batches) {
-      // A layer's time is the difference of two models': small batches, whose steps are short, need more of them.
-      DSV3_ASSIGN(const Decode decode, bench.decode(batch, 0, std::clamp(1600 / batch, 20, 200)));
+      DSV3_ASSIGN(const Decode decode, bench.decode(batch, 0, decode_steps(batch)));
       out.decodes.push_back(decode);
     }
     DSV3_TRY(bench.end(most));
@@ -185,8 +192,9 @@ Status run_bench_layer(ServerOptions& options) {
   const int32_t longest = wanted.prefills.empty() ? 1 : *std::max_element(wanted.prefills.begin(), wanted.prefills.end());
   options.max_running_requests = most;
   options.cuda_graph_batches = wanted.batches;
-  options.context_tokens = std::max(wanted.context + 8192, longest + 64);
-  options.max_total_tokens = std::max<int64_t>(int64_t{most} * ((wanted.context + 4096) / 64 + 2) * 64, options.context_tokens + 64);
+  const int32_t sequence = wanted.context + decode_tokens(wanted);
+  options.context_tokens = std::max(sequence + 8192, longest + 64);
+  options.max_total_tokens = std::max<int64_t>(int64_t{most} * (sequence / 64 + 2) * 64, options.context_tokens + 64);
   options.engine.chunked_prefill_tokens = std::max(longest, std::min(wanted.context, 8192));
   options.chunk_given = true;
 

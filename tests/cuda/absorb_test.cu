@@ -239,7 +239,6 @@ TEST(CudaAbsorb, ValuesIntoPartOfABuffer) {
   EXPECT_TRUE(whole.guards_intact());
 }
 
-/// NaN in one row (padding) stays in it.
 /// mla_decode_pieces() and the product that joins them, against float64 and against the merging kernel.
 void check_pieces(const MlaShape& shape, int width) {
   SCOPED_TRACE(shape.name() + ", width " + std::to_string(width));
@@ -302,6 +301,7 @@ TEST(CudaAbsorb, ValuesOutOfPieces) {
   check_pieces({.heads = 128, .groups = {{1, 2000}}, .max_group_rows = 1}, 128);
 }
 
+/// NaN in one row (padding) stays in it.
 TEST(CudaAbsorb, NanStaysInItsRow) {
   DSV3_NEEDS_GPU();
   const int heads = 2;

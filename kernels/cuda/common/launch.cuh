@@ -17,7 +17,7 @@ struct LaunchShape {
 };
 
 /// Launches with the programmatic attribute: the kernel may start before its predecessor has ended, so it must call
-/// wait_for_previous() (ptx.cuh) before it touches anything that another kernel writes or reads.
+/// wait_for_previous() (ptx.cuh) before it touches anything that another kernel writes or reads (but see there).
 template <class... Params, class... Args>
 Status launch(const char* name, void (*kernel)(Params...), const LaunchShape& shape, Stream stream, Args&&... args) {
   cudaLaunchAttribute attributes[2];

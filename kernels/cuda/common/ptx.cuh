@@ -38,7 +38,8 @@ __device__ inline void launch_dependents() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
 /// Returns when the kernel before has completed and its writes are visible. Every kernel calls it in every thread that
-/// touches anything but constants, before it touches it.
+/// touches anything but constants, before it touches it. What an older kernel wrote may be read earlier only if the kernel
+/// ahead lets its successor start after its own wait, and both say so.
 __device__ inline void wait_for_previous() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
 }
@@ -224,7 +225,8 @@ __device__ inline uint32_t cluster_rank() {
 __device__ inline void cluster_arrive() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
-/// The same without publishing writes: says only that this thread has the results of its earlier reads.
+/// The same without publishing writes: says only that this thread has the results of its earlier reads, and, after
+/// fence_barrier_init(), that its barriers may be used.
 __device__ inline void cluster_arrive_relaxed() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }

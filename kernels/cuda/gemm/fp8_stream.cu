@@ -2,7 +2,7 @@
 //
 // A block computes kRows weight rows x kTokens tokens (all, or one of several tiles of tokens) over its share of K;
 // `splits` blocks that share a tile form a cluster and add their shares through distributed shared memory, in order of
-// split. The weights of the first stages (all of them for most shapes) are requested before the kernel waits for its
+// split (stream_split.cuh). The weights of the first stages (all of them for most shapes) are requested before the kernel waits for its
 // predecessor; activations and their scales after.
 //
 // Each token's arithmetic is the same for every tile; in deterministic mode the splits depend on n and k alone, too, so

@@ -45,7 +45,7 @@ struct Shape {
   static constexpr int kWarpPitch = 20;
   static constexpr int kWarpStaging = kPassTokens * kWarpPitch * 4;
   static constexpr int kStaging = kConsumers / 32 * kWarpStaging;
-  // Dense epilogue: the whole tile as [token][row] floats over the spent ring; 2 * pitch = 8 mod 32 here, too.
+  // Epilogue of one split, or of more than 32 tokens: the whole tile as [token][row] floats over the spent ring; 2 * pitch = 8 mod 32 here, too.
   static constexpr int kTilePitch = kRows + 4;
 
   // Epilogue of up to 32 tokens: sums that blocks of a cluster send each other (stream_split.cuh). Rounding a block's

@@ -18,14 +18,14 @@ constexpr bool use_expand_values(int64_t rows, int64_t heads) { return heads <= 
 constexpr int absorb_width(int64_t heads) { return heads >= 32 ? 128 : 64; }
 
 // A row's bits depend on its own inputs and on `width` alone, not on the number of rows or its place among them: sums run over k in one
-// order; expand_values() adds its slices of the latent in order.
+// order; expand_values() adds its slices of the latent in order. Not so where it joins pieces: they follow the schedule of the batch.
 
 /// absorbed_q[r][h][c] = sum over n < 128 of q[r][h * 192 + n] * W_K[h][n][c], c < 512; rounded to BF16.
 struct AbsorbQueries {
-  const Bf16* q = nullptr;     ///< [rows, heads * 192]; 128 plain, then 64 turned (not read here)
+  const Bf16* q = nullptr;     ///< [rows, heads * 192]; 128 plain, then 64 turned (not read here; `turn` turns them)
   int64_t q_stride = 0;        ///< a multiple of 8
   Bf16Weight kv_b{};           ///< [heads * 256, 512]: per head 128 rows W_K, then 128 rows W_V
-  Bf16* absorbed_q = nullptr;  ///< [rows, heads, 576] packed; the last 64 of each are left alone
+  Bf16* absorbed_q = nullptr;  ///< [rows, heads, 576] packed; the last 64 of each are left alone, or come from `turn`
   int64_t rows = 0;
   int32_t heads = 0;
   int width = 0;  ///< 0: absorb_width(heads)
@@ -44,7 +44,8 @@ struct ExpandValues {
   int64_t rows = 0;
   int32_t heads = 0;
   int width = 0;
-  DecodePieces pieces{};  ///< of mla_decode_pieces() of the same rows: they are joined here, `latent` has the other rows. Up to kPieceRows
+  DecodePieces pieces{};  ///< of mla_decode_pieces() of the same rows: they are joined here, `latent` has the other rows. Up to
+                          ///< kPieceRows. Their schedule is read before the kernel ahead has ended: mla_decode_pieces() sees to it
 };
 Status expand_values(const ExpandValues& p, Stream stream);
 

@@ -121,7 +121,7 @@ __global__ __launch_bounds__(kExpandThreads, 4) void expand_few_kernel(const __g
   using Merge = SliceMerge<kExpandThreads / 32, kWidth>;
   extern __shared__ __align__(128) char shared[];
   __shared__ typename Merge::Shared merging;
-  __shared__ float inbox[kSlices][kSlots][kValue];
+  __shared__ alignas(16) float inbox[kSlices][kSlots][kValue];
   __shared__ alignas(8) uint64_t inbox_full;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int slice = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);

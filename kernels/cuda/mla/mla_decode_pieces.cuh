@@ -1,5 +1,5 @@
 // The pieces that parts of MLA decode left of a group, read by whoever joins them: mla_decode_merge.cu, or the product that
-// takes their sum (absorb.cu).
+// takes their sum (expand.cu).
 #pragma once
 
 #include "../common/ptx.cuh"

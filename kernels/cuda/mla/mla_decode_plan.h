@@ -5,7 +5,8 @@
 // kernel walks its part for its tile; the blocks of one part run beside each other and share KV through L2.
 //
 // A part that holds all blocks of a group writes the group's output; a piece of a group goes to a slot of the scratch
-// memory (float32, unnormalised, with the row's maximum and sum), and mla_decode_merge joins the pieces.
+// memory (float32, unnormalised, with the row's maximum and sum), and mla_decode_merge joins the pieces, or, of up to
+// kPieceRows rows, expand_values() (absorb.h).
 //
 // Deterministic: pieces are the splits of split_blocks() whoever walks them, and are joined one after the other. Where
 // all splits fit into the slots, each gets its own. Else (many long sequences) groups stay whole and their block joins

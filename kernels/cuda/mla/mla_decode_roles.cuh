@@ -181,6 +181,7 @@ __device__ __forceinline__ void score_blocks(const MlaDecode& p, const DecodePie
       whole += __shfl_xor_sync(~0u, whole, 2);
       if (quad == 0) shared.stats[stage][row0 + 8 * r] = {top[r] * scale, whole};
     }
+    __syncwarp();
     named_barrier_arrive(stats_full(stage), kPThreads);
   }
 }
@@ -236,6 +237,7 @@ __device__ __forceinline__ void output_blocks(const DecodePiece& piece, int half
     for (int i = 0; i < 128; ++i) wgmma_pin(acc[i / 64][i % 64]);
     __syncwarp();
     if (lane == 0) barrier_arrive(&shared.kv_empty[stage][2]);
+    __syncwarp();
     named_barrier_arrive(p_empty(stage), kPThreads);
   }
 }

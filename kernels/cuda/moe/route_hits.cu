@@ -62,8 +62,9 @@ __global__ __launch_bounds__(kThreads) void route_hits_kernel(const __grid_const
     return;
   }
   const float4 mine{__int_as_float(choice.id), choice.weight, 0, 0};
+  __syncwarp();
+  cluster_wait();  // the inbox is open
   if (row > 0) {
-    cluster_wait();  // the inbox is open
     if (row < p.rows && thread < kColumns) {
       store_cluster_async(cluster_address(&shared.inbox[row][thread], 0), mine, cluster_address(&shared.inbox_full, 0));
     }
@@ -76,8 +77,6 @@ __global__ __launch_bounds__(kThreads) void route_hits_kernel(const __grid_const
   float4 entry{__int_as_float(-1), 0, 0, 0};
   if (from < p.rows) entry = shared.inbox[from][thread % kColumns];
   collect(p, hits, __float_as_int(entry.x), entry.y, from, shared);
-  __syncwarp();
-  cluster_wait();  // long there: for tools that expect one for each arrival
 }
 
 }  // namespace
