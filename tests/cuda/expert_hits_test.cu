@@ -172,13 +172,12 @@ TEST(ExpertHits, WaitForTheirPredecessors) {
   EXPECT_TRUE(same_bits(y.download(), want.download(), static_cast<size_t>(rows * n)));
 }
 
-TEST(ExpertHits, ListIsWhatTheGateChose) {
-  DSV3_NEEDS_GPU();
+void check_lists(const std::vector<int64_t>& numbers_of_rows) {
   GateShape gate;
   for (const bool grouped : {true, false}) {
     gate.experts = grouped ? 256 : 70, gate.top_k = grouped ? 8 : 5, gate.groups = grouped ? 8 : 1, gate.top_groups = grouped ? 4 : 1;
     gate.scale = 2.5f;
-    for (const int64_t rows : {1, 2, 3, 5, 8}) {
+    for (const int64_t rows : numbers_of_rows) {
       for (const bool shared : {false, true}) {
         SCOPED_TRACE(std::to_string(gate.experts) + " experts, " + std::to_string(rows) + " rows" + (shared ? ", shared expert" : ""));
         ASSERT_TRUE(routes_to_hits(rows, gate));
@@ -221,6 +220,16 @@ TEST(ExpertHits, ListIsWhatTheGateChose) {
       }
     }
   }
+}
+
+TEST(ExpertHits, ListIsWhatTheGateChose) {
+  DSV3_NEEDS_GPU();
+  check_lists({2, 3, 5, 8});
+}
+
+TEST(ExpertHits, OneRowsListIsWhatTheGateChose) {  // no cluster
+  DSV3_NEEDS_GPU();
+  check_lists({1});
 }
 
 TEST(ExpertHits, SaysWhatIsWrong) {
