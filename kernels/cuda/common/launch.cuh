@@ -3,12 +3,18 @@
 
 #include <cuda_runtime.h>
 
+#include <string>
 #include <utility>
 
 #include "cuda_status.h"
 #include "types.h"
 
 namespace dsv3::cuda {
+
+/// What a launcher refuses: our fault, not the world's.
+inline Status wrong(const char* kernel, const std::string& what) {
+  return {Code::kInternal, std::string(kernel) + ": " + what};
+}
 
 struct LaunchShape {
   dim3 grid, block;

@@ -122,9 +122,8 @@ Status fp8_expert_sum(const Fp8Rows& middle, const Fp8Weight& down, const Expert
   if (what == nullptr && middle.rows < int64_t{hits.max_hits} * kHitRows) what = "middle has not 8 rows a hit";
   if (what == nullptr && hits.max_hits * (down.k / 128) > INT32_MAX / 8) what = "too many hits";
   if (what != nullptr) {
-    return {Code::kInternal, std::string(kName) + ": " + what + " (rows " + std::to_string(hits.rows) + ", hits " +
-                                 std::to_string(hits.max_hits) + ", n " + std::to_string(down.n) + ", k " +
-                                 std::to_string(down.k) + ")"};
+    return wrong(kName, std::string(what) + " (rows " + std::to_string(hits.rows) + ", hits " + std::to_string(hits.max_hits) +
+                            ", n " + std::to_string(down.n) + ", k " + std::to_string(down.k) + ")");
   }
   SumParams p{};
   DSV3_TRY(stream::make_maps(middle, down, S::kRows, kHitRows, &p.maps));

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <string>
 
+#include "../common/inbox.cuh"
 #include "../norm/rows.cuh"
 #include "fp8_gate_up.h"
 #include "stream_tile.cuh"
@@ -56,14 +57,13 @@ struct Room {
   __device__ uint64_t* empty(int stage) const { return full(kStages + stage); }
   __device__ uint64_t* inbox_full() const { return full(2 * kStages); }
 
-  /// By all threads. full: one arrival (the producer's, with the bytes); empty: one of each consumer warp; inbox: one, with the bytes.
+  /// By all threads. full: one arrival (the producer's, with the bytes); empty: one of each consumer warp.
   __device__ void init_barriers() const {
     if (threadIdx.x == 0) {
       for (int s = 0; s < kStages; ++s) {
         barrier_init(full(s), 1);
         barrier_init(empty(s), kWarps);
       }
-      barrier_init(inbox_full(), 1);
       fence_barrier_init();
     }
     __syncthreads();
@@ -231,7 +231,7 @@ __global__ void __launch_bounds__(kThreads, 2) gate_up_kernel(const __grid_const
   };
   if (warp == kWarps) {
     if (!take(look_up())) return;
-    if (blocks > 1) cluster_arrive_relaxed();
+    if (blocks > 1) cluster_arrive_relaxed();  // the inbox is another warp's
     if (elect_one()) produce<kCols>(p, room, work);
     __syncwarp();
     if (blocks > 1) cluster_wait();
@@ -248,9 +248,7 @@ __global__ void __launch_bounds__(kThreads, 2) gate_up_kernel(const __grid_const
   if (!take(looked_up)) return;
   const int half = warp / 4, token = rank + blocks * warp;  // the one that this warp finishes
   const int mine = (work.rows - rank + blocks - 1) / blocks;  // tokens of this block
-  if (threadIdx.x == 0 && mine > 0 && blocks > 1) barrier_expect(room.inbox_full(), mine * blocks * R::kSums * 4);
-  __syncwarp();
-  if (blocks > 1) cluster_arrive_relaxed();  // this block's inbox is open
+  if (blocks > 1) open_inbox(room.inbox_full(), mine * blocks * R::kSums * 4);
   float weight = 1.0f;
   if (hits && token < work.rows) weight = __ldcg(p.hit_weights + work.row_begin + token);  // kHitRows rows a hit, both
   const int64_t scale_row = static_cast<int64_t>(work.expert * 2 + half) * p.bands + work.band;

@@ -189,9 +189,9 @@ Status fp8_grouped_gemm_stream(const Fp8Rows& x, const Fp8Weight& w, const Exper
   if (what == nullptr && tiles.tile_rows != stream_tokens(tiles.tile_rows))
     what = "tile_rows is none of 8, 16, 32, 64, 128";
   if (what != nullptr) {
-    return {Code::kInternal, std::string("fp8_grouped_gemm_stream: ") + what + " (rows " + std::to_string(x.rows) +
-                                 ", tile_rows " + std::to_string(tiles.tile_rows) + ", n " + std::to_string(w.n) +
-                                 ", k " + std::to_string(w.k) + ")"};
+    return wrong("fp8_grouped_gemm_stream", std::string(what) + " (rows " + std::to_string(x.rows) + ", tile_rows " +
+                                                std::to_string(tiles.tile_rows) + ", n " + std::to_string(w.n) +
+                                                ", k " + std::to_string(w.k) + ")");
   }
   GroupedParams p{};
   const int tokens = tiles.tile_rows;

@@ -158,8 +158,8 @@ Status fp8_gemm_stream(const StreamShape& shape, const Fp8Rows& x, const Fp8Weig
     what = "no such tile";
   }
   if (what != nullptr) {
-    return {Code::kInternal, std::string("fp8_gemm_stream: ") + what + " (m " + std::to_string(x.rows) + ", n " +
-                                 std::to_string(w.n) + ", k " + std::to_string(w.k) + ", " + describe(shape) + ")"};
+    return wrong("fp8_gemm_stream", std::string(what) + " (m " + std::to_string(x.rows) + ", n " + std::to_string(w.n) +
+                                        ", k " + std::to_string(w.k) + ", " + describe(shape) + ")");
   }
   DenseParams p{};
   if (Status s = stream::make_maps(x, w, shape.weight_rows, shape.tokens, &p.maps); !s.ok()) return s;

@@ -241,10 +241,6 @@ GroupedChoice choose_grouped_gemm(const ExpertTiles& tiles, const Fp8Weight& w, 
   return choice;
 }
 
-bool use_expert_hits(int64_t rows) {
-  return rows <= kHitRows;
-}
-
 // Tiles of 16 rows were measured slower than the two kernels (4096x7168, 8 tiles of 16: 96 us against 86).
 bool use_fused_gate_up(int tile_rows, int64_t rows, int64_t top_k, int64_t width) {
   return tile_rows <= 8 && rows * top_k <= kFusedGateUpRows && width % 128 == 0;

@@ -52,11 +52,7 @@ GroupedChoice choose_grouped_gemm(const ExpertTiles& tiles, const Fp8Weight& w, 
 /// Whether a list can hold fewer than two tiles for each of so many experts: on average less than a tile of rows.
 bool few_rows_each(const ExpertTiles& tiles, int64_t experts);
 
-/// Rows of a batch up to which experts are taken as hits (types.h): fp8_gate_up_hits() and fp8_expert_sum() without moving a row. Slices
-/// of TP 8, microseconds at 1 / 2 / 4 / 8 rows: 21 / 41 / 79 / 116, in order by expert 30 / 48 / 79 / 134.
-bool use_expert_hits(int64_t rows);
-
-/// Elsewhere: routed rows (rows * top_k) up to which experts' gate and up products take fp8_gate_up() (fp8_gate_up.h): one or two
+/// Where rows are in order by expert: routed rows (rows * top_k) up to which experts' gate and up products take fp8_gate_up() (fp8_gate_up.h): one or two
 /// tokens. Four tokens at 512x7168 took 54 us against 50 of the two kernels, one 17 against 22. Width: the experts'
 /// intermediate columns.
 inline constexpr int64_t kFusedGateUpRows = 18;

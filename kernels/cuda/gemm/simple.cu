@@ -13,7 +13,6 @@ using simple::Operands;
 using simple::Params;
 using simple::SmallTile;
 
-Status wrong(const char* name, const std::string& what) { return {Code::kInternal, std::string(name) + ": " + what}; }
 bool on(const void* p, uintptr_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
 /// Blocks of `p` for this tile, on `heads` heads. Nothing to do: no launch.

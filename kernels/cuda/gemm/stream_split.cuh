@@ -84,7 +84,9 @@ __device__ inline void send_and_store(const Memory<kTokens, kRows>& memory, cons
   }
 }
 
-/// More tokens, or one split: sums are left in shared memory and fetched. A warpgroup's sums (64 weight rows from `row`, its tokens from `token`) to `tile`: [kTokens][kTilePitch] floats over the
+// More tokens, or one split: sums are left in shared memory and fetched.
+
+/// A warpgroup's sums (64 weight rows from `row`, its tokens from `token`) to `tile`: [kTokens][kTilePitch] floats over the
 /// spent ring, which nobody reads any more.
 template <class S>
 __device__ inline void leave_sums(const float (&sum)[S::kGroupTokens / 2], float* tile, int row, int token) {
@@ -126,9 +128,7 @@ __device__ void reduce_and_store(const float* sums, const SplitTile& tile, int t
 #pragma unroll
     for (int s = 1; s < kSplits; ++s)
       sum[0].x += sum[s].x, sum[0].y += sum[s].y, sum[0].z += sum[s].z, sum[0].w += sum[s].w;
-    __nv_bfloat16* to = tile.y + token * tile.y_stride + row;
-    const float2 low = with_before(tile, to, {sum[0].x, sum[0].y}), high = with_before(tile, to + 2, {sum[0].z, sum[0].w});
-    store_bf16x4(to, {low.x, low.y, high.x, high.y});
+    store_bf16x4(tile.y + token * tile.y_stride + row, sum[0]);
   }
 }
 

@@ -75,7 +75,7 @@ class SliceMerge {
     const int teams = kWarps / team_warps_;
     for (int begin = 0; begin < rows_; begin += teams) {
       if (begin > 0) find(begin);
-      join(shared_, store);
+      join(store);
     }
   }
 
@@ -107,7 +107,8 @@ class SliceMerge {
   }
 
   template <class Store>
-  __device__ void join(Shared& shared, Store&& store) {
+  __device__ void join(Store&& store) {
+    Shared& shared = shared_;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, member = warp % team_warps_;
     const MergeRow from = row();
     const int count = merge_.count;
@@ -170,9 +171,9 @@ class SliceMerge {
   int heads_, head_, column_;
   Shared& shared_;
   int rows_ = 0, team_warps_ = kWarps;  ///< rows of the list; warps of a row
-  DecodeMerge merge_{};                              ///< of the team's row; count 0: none
-  int row_ = 0;                                      ///< in its group
-  uint32_t exist_ = 0;                               ///< bit j: piece lane + 32 j was written
+  DecodeMerge merge_{};                 ///< of the team's row; count 0: none
+  int row_ = 0;                         ///< in its group
+  uint32_t exist_ = 0;                  ///< bit j: piece lane + 32 j was written
 };
 
 }  // namespace dsv3::cuda

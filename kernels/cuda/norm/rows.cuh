@@ -107,9 +107,6 @@ __device__ inline uint2 to_e4m3(const float (&v)[8], float scale) {
 
 // ---- launchers -----------------------------------------------------------------------------------------------------------------
 
-inline Status wrong(const char* kernel, const std::string& what) {
-  return {Code::kInternal, std::string(kernel) + ": " + what};
-}
 inline bool aligned(const void* p, uintptr_t bytes = 16) {
   return reinterpret_cast<uintptr_t>(p) % bytes == 0;
 }
