@@ -79,7 +79,7 @@ class ShapeBench {
     row.limit_us = std::max(row.bytes / roofs.hbm_gbps * 1e-3, row.flops / roofs.fp8_tflops * 1e-6);
     const int launches = std::max(copies_, static_cast<int>(std::min(100.0, 1000.0 / (row.limit_us * 1.3 + 1.0)) + 1));
     const Result<Timing> ours = time_chain(
-        launches, 5, [&](int i, Stream stream) { return run(i, splits, stream); }, 0);
+        launches, 5, [&](int i, Stream stream) { return run(i, splits, stream); });
     if (!ours.ok()) {
       std::fprintf(stderr, "kernel_bench: %s: %s\n", row.shape.c_str(), ours.status().message().c_str());
       return;
@@ -87,7 +87,7 @@ class ShapeBench {
     row.us = ours->us, row.spread = ours->spread;
     if (splits == 0) {
       const Result<Timing> two = time_chain(
-          launches, 5, [&](int i, Stream stream) { return run_two(i, stream); }, 0);
+          launches, 5, [&](int i, Stream stream) { return run_two(i, stream); });
       if (two.ok()) row.baseline = "product, then silu_mul", row.baseline_us = two->us;
     }
     report.add(row);

@@ -85,9 +85,9 @@ class ShapeBench {
     // A chain of about a millisecond at least. Many rows: short bursts after a pause, since long ones are limited by power.
     const bool burst = m >= 256;
     const int launches = std::max(copies_, static_cast<int>(std::min(200.0, 1000.0 / (row.limit_us * 1.3 + 1.0)) + 1));
-    const int replays = burst ? 3 : 7, settle_ms = burst ? 80 : 0;
+    const int replays = burst ? 3 : 7;
     const Result<Timing> ours = time_chain(
-        launches, replays, [&](int i, Stream stream) { return run_ours(i, m, stream); }, settle_ms);
+        launches, replays, [&](int i, Stream stream) { return run_ours(i, m, stream); });
     if (!ours.ok()) {
       std::fprintf(stderr, "kernel_bench: %s %s: %s\n", kKernel, row.shape.c_str(), ours.status().message().c_str());
       return;
@@ -95,7 +95,7 @@ class ShapeBench {
     row.us = ours->us;
     row.spread = ours->spread;
     const Result<Timing> theirs = time_chain(
-        launches, replays, [&](int i, Stream stream) { return run_cublas(i, m, stream); }, settle_ms);
+        launches, replays, [&](int i, Stream stream) { return run_cublas(i, m, stream); });
     if (theirs.ok()) {
       row.baseline_us = theirs->us;
     } else {

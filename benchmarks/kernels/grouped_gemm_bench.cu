@@ -136,9 +136,9 @@ class ShapeBench {
     const Bf16Matrix y{y_.as<Bf16>(), rows, shape_.n, shape_.n};
 
     const int launches = std::max(copies_, static_cast<int>(std::min(100.0, 1000.0 / (row.limit_us * 1.3 + 1.0)) + 1));
-    const int replays = row.limit_us > 500 ? 3 : 5, settle_ms = prefill ? 80 : 0;
+    const int replays = row.limit_us > 500 ? 3 : 5;
     const Result<Timing> ours = time_chain(
-        launches, replays, [&](int i, Stream stream) { return fp8_grouped_gemm(x, weight(i), list, y, GemmOptions{}, stream); }, settle_ms);
+        launches, replays, [&](int i, Stream stream) { return fp8_grouped_gemm(x, weight(i), list, y, GemmOptions{}, stream); });
     if (!ours.ok()) {
       std::fprintf(stderr, "kernel_bench: %s %s: %s\n", kKernel, row.shape.c_str(), ours.status().message().c_str());
       return;
@@ -148,7 +148,7 @@ class ShapeBench {
     if (is_quick(point, prefill)) {
       const int baseline_launches = std::max(1, std::min(launches, static_cast<int>(2000.0 / row.limit_us)));
       const Result<Timing> simple = time_chain(
-          baseline_launches, 1, [&](int i, Stream stream) { return simple_fp8_grouped_gemm(x, weight(i), list, y, stream); }, 0);
+          baseline_launches, 1, [&](int i, Stream stream) { return simple_fp8_grouped_gemm(x, weight(i), list, y, stream); });
       if (simple.ok()) {
         row.baseline = "simple_fp8_grouped_gemm";
         row.baseline_us = simple->us;

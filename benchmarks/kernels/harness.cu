@@ -18,6 +18,8 @@
 namespace dsv3::cuda::bench {
 namespace {
 
+constexpr std::chrono::milliseconds kPause{80};  // before each measurement
+
 /// Stream, graph and events of one measurement.
 struct Chain {
   ~Chain() {
@@ -112,7 +114,7 @@ double of_limit(const Row& row) { return row.us > 0 ? row.limit_us / row.us : 0;
 
 }  // namespace
 
-Result<Timing> time_chain(int launches, int replays, const std::function<Status(int, Stream)>& enqueue, int settle_ms) {
+Result<Timing> time_chain(int launches, int replays, const std::function<Status(int, Stream)>& enqueue) {
   if (launches < 1 || replays < 1) return Status(Code::kInternal, "time_chain: nothing to time");
   Chain chain;
   DSV3_TRY(cuda_status(cudaStreamCreateWithFlags(&chain.stream, cudaStreamNonBlocking), "cudaStreamCreate"));
@@ -125,7 +127,7 @@ Result<Timing> time_chain(int launches, int replays, const std::function<Status(
   DSV3_TRY(cuda_status(cudaStreamSynchronize(chain.stream), "the first replay"));
   chain.events.resize(static_cast<size_t>(replays) + 2, nullptr);
   for (cudaEvent_t& event : chain.events) DSV3_TRY(cuda_status(cudaEventCreate(&event), "cudaEventCreate"));
-  if (settle_ms > 0) std::this_thread::sleep_for(std::chrono::milliseconds(settle_ms));
+  std::this_thread::sleep_for(kPause);
 
   // All replays are queued at once, so that the host's part of a launch hides behind the replay before; the first, which
   // has nothing to hide behind, does not count.

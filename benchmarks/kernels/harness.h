@@ -23,8 +23,8 @@ struct Timing {
   double spread = 0;  ///< (max - min) / median
 };
 /// `enqueue(i, stream)` launches the i-th of `launches` (the caller rotates its buffers by i). Captured into one graph, replayed
-/// `replays` times after a warm-up. `settle_ms` of idling before (power).
-Result<Timing> time_chain(int launches, int replays, const std::function<Status(int, Stream)>& enqueue, int settle_ms = 0);
+/// `replays` times after a warm-up and a pause: a short burst runs at the full clock, where the power limit leaves less to long work.
+Result<Timing> time_chain(int launches, int replays, const std::function<Status(int, Stream)>& enqueue);
 
 struct Row {
   std::string kernel, shape;

@@ -140,9 +140,17 @@ void measure(const Case& c, const Buffer& pool, Report& report) {
     std::fprintf(stderr, "mla_decode %s: %s\n", c.name().c_str(), scheduled.message().c_str());
     return;
   }
+  const Roofs roofs;
+  Row row;
+  row.kernel = "mla_decode";
+  row.shape = c.name();
+  row.flops = 2.0 * s.heads * s.rows * static_cast<double>(c.tokens) * (kCacheRow + kLatent);
+  row.bytes = static_cast<double>(c.tokens) * static_cast<double>(c.row_bytes()) +
+              static_cast<double>(queries) * 2 * (kCacheRow + kLatent);
+  row.limit_us = std::max(row.bytes / roofs.hbm_gbps / 1e3, row.flops / roofs.bf16_tflops / 1e6);
   const int copies = copies_beyond_l2(c.cache_bytes());
-  const int launches = std::max(copies, 10);
-  const auto timing = time_chain(launches, 7, [&](int i, Stream stream) {
+  const int launches = std::max(copies, std::clamp(static_cast<int>(1000.0 / row.limit_us), 1, 10));
+  const auto timing = time_chain(launches, row.limit_us * launches > 500 ? 3 : 7, [&](int i, Stream stream) {
     MlaDecode turn = p;
     turn.pages.data = pool.as<uint8_t>() + (i % copies) * c.cache_bytes();
     return mla_decode(turn, workspace, stream);
@@ -151,16 +159,8 @@ void measure(const Case& c, const Buffer& pool, Report& report) {
     std::fprintf(stderr, "mla_decode %s: %s\n", c.name().c_str(), timing.status().message().c_str());
     return;
   }
-  const Roofs roofs;
-  Row row;
-  row.kernel = "mla_decode";
-  row.shape = c.name();
   row.us = timing.value().us;
   row.spread = timing.value().spread;
-  row.flops = 2.0 * s.heads * s.rows * static_cast<double>(c.tokens) * (kCacheRow + kLatent);
-  row.bytes = static_cast<double>(c.tokens) * static_cast<double>(c.row_bytes()) +
-              static_cast<double>(queries) * 2 * (kCacheRow + kLatent);
-  row.limit_us = std::max(row.bytes / roofs.hbm_gbps / 1e3, row.flops / roofs.bf16_tflops / 1e6);
   row.peer_us = s.peer_us;
   if (s.peer_us > 0) row.peer = s.rows > 1 ? "FlashMLA" : "best of FlashMLA, FlashInfer, FA3";
   report.add(row);

@@ -65,7 +65,7 @@ void add_row(Report& report, const std::string& shape, const Inputs& inputs, dou
   row.peer = peer_us > 0 ? "FA3" : "";
   // Bursts of about 6 ms after a pause, as the peer was measured: held longer, the power cap lowers the clock.
   const int launches = std::clamp(static_cast<int>(6000.0 / std::max(row.limit_us, 10.0)), 1, 100);
-  const auto timing = time_chain(launches, 7, [&](int, Stream stream) { return mla_prefill(inputs.args, stream); }, 80);
+  const auto timing = time_chain(launches, 7, [&](int, Stream stream) { return mla_prefill(inputs.args, stream); });
   if (!timing.ok()) {
     std::fprintf(stderr, "mla_prefill %s: %s\n", shape.c_str(), timing.status().message().c_str());
     return;

@@ -16,7 +16,6 @@ namespace dsv3::cuda::bench {
 namespace {
 
 constexpr char kKernel[] = "tiles_variants";
-constexpr int kSettleMs = 80;  // short bursts after a pause, since long ones are limited by power
 constexpr int kReplays = 3;
 
 struct Product {
@@ -69,8 +68,7 @@ class ProductBench {
           launches, kReplays,
           [&](int i, Stream stream) {
             return blas_.fp8_block_gemm(rows(m), weight(i), weight(i).scales, y(m), stream);
-          },
-          kSettleMs);
+          });
       if (theirs.ok()) {
         row.baseline = "cuBLASLt block-scaled";
         row.baseline_us = theirs->us;
@@ -143,8 +141,7 @@ class ProductBench {
 
   void add(Row row, TileShape tile, const std::string& suffix, int launches, const Enqueue& enqueue,
            Report& report) const {
-    const Result<Timing> ours = time_chain(
-        launches, kReplays, [&](int i, Stream stream) { return enqueue(tile, i, stream); }, kSettleMs);
+    const Result<Timing> ours = time_chain(launches, kReplays, [&](int i, Stream stream) { return enqueue(tile, i, stream); });
     row.shape += " variant=" + to_string(tile) + suffix;
     if (!ours.ok()) {
       std::fprintf(stderr, "kernel_bench: %s %s: %s\n", kKernel, row.shape.c_str(), ours.status().message().c_str());
