@@ -2,6 +2,7 @@
 // do.
 #include <string>
 
+#include "../common/fragment.cuh"
 #include "../common/launch.cuh"
 #include "../common/tensor_map.h"
 #include "mla_decode_check.h"
@@ -53,18 +54,22 @@ __device__ __forceinline__ void write_output(const MlaDecode& p, const DecodePie
                                              const float (&acc)[2][64], const float (&sums)[2]) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, half = threadIdx.x / 128;
   const int rows = piece.group.rows * p.heads - tile * kDecodeTileRows;
+  Bf16* const group_out = p.out + static_cast<int64_t>(piece.group.row_begin) * p.heads * kLatent;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = 16 * warp + lane / 4 + 8 * r;
-    if (row >= rows) continue;
     const float inverse = __frcp_rn(sums[r]);
-    Bf16* to = p.out +
-               (static_cast<int64_t>(piece.group.row_begin) * p.heads + tile * kDecodeTileRows + row) * kLatent +
-               half * 256 + lane % 4 * 2;
+    Bf16* to = group_out + static_cast<int64_t>(tile * kDecodeTileRows + row) * kLatent + half * 256 + lane % 4 * 8;
 #pragma unroll
-    for (int i = 0; i < 32; ++i) {
-      const float2 values = pair_of(acc, i, r);
-      *reinterpret_cast<uint32_t*>(to + 8 * i) = pack_bf16(__fmul_rn(values.x, inverse), __fmul_rn(values.y, inverse));
+    for (int i = 0; i < 32; i += 4) {
+      uint32_t words[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const float2 values = pair_of(acc, i + j, r);
+        words[j] = pack_bf16(__fmul_rn(values.x, inverse), __fmul_rn(values.y, inverse));
+      }
+      transpose_in_quad(words);
+      if (row < rows) *reinterpret_cast<uint4*>(to + 8 * i) = {words[0], words[1], words[2], words[3]};
     }
   }
 }
@@ -78,12 +83,14 @@ __device__ __forceinline__ void write_piece(const MlaDecode& p, const DecodePiec
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = 16 * warp + lane / 4 + 8 * r;
-    if (row >= rows) continue;
     const int64_t at = (static_cast<int64_t>(piece.slot) * shape.tiles + tile) * kDecodeTileRows + row;
-    if (half == 0 && lane % 4 == 0) scratch.stats[at] = stats[r];
-    float* to = scratch.output + at * kLatent + half * 256 + lane % 4 * 2;
+    if (row < rows && half == 0 && lane % 4 == 0) scratch.stats[at] = stats[r];
+    float* to = scratch.output + at * kLatent + half * 256 + lane % 2 * 8 + lane % 4 / 2 * 4;
 #pragma unroll
-    for (int i = 0; i < 32; ++i) *reinterpret_cast<float2*>(to + 8 * i) = pair_of(acc, i, r);
+    for (int i = 0; i < 32; i += 2) {
+      const float4 values = gather_in_quad(pair_of(acc, i, r), pair_of(acc, i + 1, r));
+      if (row < rows) *reinterpret_cast<float4*>(to + 8 * i) = values;
+    }
   }
 }
 
