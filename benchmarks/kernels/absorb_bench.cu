@@ -38,9 +38,9 @@ struct Inputs {
     return {.q = q.as<Bf16>(), .q_stride = int64_t{heads} * kQueryHead, .kv_b = weight(i), .absorbed_q = absorbed_q.as<Bf16>(),
             .rows = rows, .heads = heads, .width = width};
   }
-  ExpandValues values(int i, int width) const {
+  ExpandValues values(int i, int tokens) const {
     return {.latent = latent.as<Bf16>(), .kv_b = weight(i), .out = plain(), .quantised = quantised(), .rows = rows, .heads = heads,
-            .width = width};
+            .tokens = tokens};
   }
   HeadProduct queries_product(int i) const {
     return {.x = q.as<Bf16>(), .x_row = int64_t{heads} * kQueryHead, .x_head = kQueryHead,
@@ -87,11 +87,12 @@ class Absorb {
     }
     if (options_.filter.empty() || !wants("absorb_variants")) return;
     for (const int width : {64, 128}) {
-      const std::string variant = " variant=" + std::to_string(width);
-      add(inputs, "absorb_variants", "queries " + shape + variant, query_bytes, flops,
+      add(inputs, "absorb_variants", "queries " + shape + " variant=" + std::to_string(width), query_bytes, flops,
           [&](int i, Stream s) { return absorb_queries(inputs.queries(i, width), s); }, "", {});
-      add(inputs, "absorb_variants", "values " + shape + variant, value_bytes, flops,
-          [&](int i, Stream s) { return expand_values(inputs.values(i, width), s); }, "", {});
+    }
+    for (const int tokens : {16, 32, 64}) {
+      add(inputs, "absorb_variants", "values " + shape + " variant=" + std::to_string(tokens), value_bytes, flops,
+          [&](int i, Stream s) { return expand_values(inputs.values(i, tokens), s); }, "", {});
     }
   }
   bool wants(const std::string& kernel) const { return kernel.find(options_.filter) != std::string::npos; }

@@ -121,7 +121,7 @@ void CudaOps::rope_and_cache(const Batch& batch, const AttentionShape& shape, in
 
 bool CudaOps::absorbs_itself(int64_t rows) const {
   // Deterministic: the same kernels for any number of rows, so that a row's bits do not depend on it.
-  return options_.deterministic || use_absorb_queries(rows);
+  return options_.deterministic || use_absorb_queries(rows, heads_);
 }
 
 void CudaOps::attention(const Batch&, const AttentionShape&, int64_t cache_layer, const KvProjection& kv_b, const Tensor& q, Tensor out) {
@@ -147,7 +147,7 @@ void CudaOps::absorbed(const MlaDecode& shape, int64_t first, int64_t rows, cons
                               .rows = rows, .heads = heads_, .n = kLatent, .k = kNope},
                              stream_));
   }
-  const bool expand = options_.deterministic || use_expand_values(rows, heads_);
+  const bool expand = options_.deterministic || use_expand_values(rows);
   DecodePieces pieces;
   if (expand && !options_.deterministic && rows <= kPieceRows) {
     note(mla_decode_pieces(shape, mla_workspace_, &pieces, stream_));

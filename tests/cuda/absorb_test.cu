@@ -1,4 +1,4 @@
-// Head products around decode attention against float64: widths of slices, ragged rows, both outputs, and bits that do not depend on
+// Head products around decode attention against float64: sizes of blocks, ragged rows, both outputs, and bits that do not depend on
 // the number of rows.
 #include "kernels/cuda/mla/absorb.h"
 
@@ -49,8 +49,8 @@ struct Weights {
   int heads;
 };
 
-std::string case_name(int64_t rows, int heads, int width) {
-  return std::to_string(rows) + " rows, " + std::to_string(heads) + " heads, width " + std::to_string(width);
+std::string case_name(int64_t rows, int heads, const char* what, int of_block) {
+  return std::to_string(rows) + " rows, " + std::to_string(heads) + " heads, " + what + " " + std::to_string(of_block);
 }
 
 /// Queries whose turned parts are NaN: nobody may read them.
@@ -66,7 +66,7 @@ std::vector<Bf16> queries(int64_t rows, int heads, int64_t stride) {
 
 void check_queries(const Weights& weights, int64_t rows, int width) {
   const int heads = weights.heads;
-  const std::string name = case_name(rows, heads, width);
+  const std::string name = case_name(rows, heads, "width", width);
   const int64_t stride = heads * kQueryHead + 8;
   const Guarded<Bf16> q(queries(rows, heads, stride));
   Guarded<Bf16> out(static_cast<size_t>(rows * heads * kCacheRow));
@@ -85,15 +85,15 @@ void check_queries(const Weights& weights, int64_t rows, int width) {
   expect_close(from_bf16(first), reference(q.get(), stride, kQueryHead, weights.data.get(), false, rows, heads), kLatent, false, name);
 }
 
-void check_values(const Weights& weights, int64_t rows, int width, bool ue8m0) {
+void check_values(const Weights& weights, int64_t rows, int tokens, bool ue8m0) {
   const int heads = weights.heads;
-  const std::string name = case_name(rows, heads, width) + (ue8m0 ? ", ue8m0" : "");
+  const std::string name = case_name(rows, heads, "tokens", tokens) + (ue8m0 ? ", ue8m0" : "");
   const int64_t cols = int64_t{heads} * kValue, stride = cols + 8;
   const Guarded<Bf16> latent(random_bf16(rows * heads * kLatent, 5));
   const Guarded<Bf16> out(static_cast<size_t>(rows * stride)), alone(static_cast<size_t>(rows * stride));
   const Fp8Buffer quantised(rows, cols), quantised_alone(rows, cols);
   ExpandValues p{.latent = latent.get(), .kv_b = weights.view(), .out = {out.get(), rows, cols, stride}, .quantised = quantised.view(),
-                 .ue8m0 = ue8m0, .rows = rows, .heads = heads, .width = width};
+                 .ue8m0 = ue8m0, .rows = rows, .heads = heads, .tokens = tokens};
   EXPECT_OK(expand_values(p, nullptr));
   p.quantised = {};
   p.out.data = alone.get();
@@ -115,12 +115,23 @@ void check_values(const Weights& weights, int64_t rows, int width, bool ue8m0) {
 }
 
 TEST(Absorb, WhereItPays) {
-  EXPECT_TRUE(use_absorb_queries(32));
-  EXPECT_FALSE(use_absorb_queries(33));
-  EXPECT_TRUE(use_expand_values(16, 16));
-  EXPECT_FALSE(use_expand_values(17, 16));
-  EXPECT_TRUE(use_expand_values(32, 8));
-  EXPECT_FALSE(use_expand_values(1, 128));
+  EXPECT_TRUE(use_absorb_queries(64, 128));
+  EXPECT_FALSE(use_absorb_queries(65, 128));
+  EXPECT_TRUE(use_absorb_queries(256, 16));
+  EXPECT_FALSE(use_absorb_queries(257, 8));
+  EXPECT_TRUE(use_expand_values(256));
+  EXPECT_FALSE(use_expand_values(257));
+}
+
+TEST(Absorb, RowsOfABlock) {
+  EXPECT_EQ(expand_tokens(1, 128), 16);
+  EXPECT_EQ(expand_tokens(16, 128), 16);
+  EXPECT_EQ(expand_tokens(17, 128), 32);
+  EXPECT_EQ(expand_tokens(128, 128), 64);
+  EXPECT_EQ(expand_tokens(64, 16), 16);
+  EXPECT_EQ(expand_tokens(128, 16), 32);
+  EXPECT_EQ(expand_tokens(256, 16), 64);
+  EXPECT_EQ(expand_tokens(10000, 8), 64);
 }
 
 TEST(CudaAbsorb, Queries) {
@@ -139,8 +150,7 @@ TEST(CudaAbsorb, Values) {
   for (const int heads : {8, 16}) {
     const Weights weights(heads);
     for (const int64_t rows : {0, 1, 3, 8, 17, 64, 65}) {
-      check_values(weights, rows, 64, rows % 2 == 0);
-      if (heads == 8) check_values(weights, rows, 128, rows % 2 == 1);
+      for (const int tokens : {16, 32, 64}) check_values(weights, rows, tokens, (rows + tokens / 16) % 2 == 0);
     }
   }
 }
@@ -174,7 +184,7 @@ TEST(CudaAbsorb, BitsDoNotDependOnTheBatch) {
                                 .rows = count, .heads = heads, .width = width}, nullptr));
       EXPECT_OK(expand_values({.latent = latent.get() + first * heads * kLatent, .kv_b = weights.view(),
                                .out = {out.get(), count, cols, cols}, .quantised = fp8.view(), .rows = count, .heads = heads,
-                               .width = width}, nullptr));
+                               .tokens = count == rows ? width / 2 : 0}, nullptr));
       expect_synced();
       // Per row: its BF16 results, e4m3 bytes and scales, as bytes.
       std::vector<std::vector<uint8_t>> bytes(static_cast<size_t>(count));

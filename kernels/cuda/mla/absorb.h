@@ -9,16 +9,25 @@
 
 namespace dsv3::cuda {
 
-/// Where the launchers below beat a batched GEMM (for values: and a kernel that quantises its result). They take any number of rows all
-/// the same. Measured with 8, 16 and 128 heads: values of 128 heads never pay. Pure.
-constexpr bool use_absorb_queries(int64_t rows) { return rows <= 32; }
-constexpr bool use_expand_values(int64_t rows, int64_t heads) { return heads <= 64 && rows * heads <= 256; }
+/// Where the launchers below beat a batched GEMM with what would come before and behind it: rope_and_cache(), a kernel that quantises, and
+/// the waits of a GEMM that is launched without regard to its neighbours. They take any number of rows all the same. Measured with 8, 16
+/// and 128 heads, alone and in a layer. Pure.
+constexpr bool use_absorb_queries(int64_t rows, int64_t heads) { return rows <= 256 && rows * heads <= 8192; }
+constexpr bool use_expand_values(int64_t rows) { return rows <= 256; }
+/// Rows that a block of expand_values() takes: 16, 32 or 64. A head's weights are read once for each, so no more blocks than half of an
+/// H100's SMs unless heads alone are more. Pure.
+constexpr int expand_tokens(int64_t rows, int64_t heads) {
+  constexpr int64_t kBlocks = 66;
+  int tokens = 16;
+  while (tokens < 64 && rows > tokens && (rows + tokens - 1) / tokens * heads > kBlocks) tokens *= 2;
+  return tokens;
+}
 
 /// Columns of the 512 latents that a block takes: 128, or 64 where there are too few heads to keep every SM busy. Pure.
 constexpr int absorb_width(int64_t heads) { return heads >= 32 ? 128 : 64; }
 
-// A row's bits depend on its own inputs and on `width` alone, not on the number of rows or its place among them: sums run over k in one
-// order; expand_values() adds its slices of the latent in order. Not so where it joins pieces: they follow the schedule of the batch.
+// A row's bits depend on its own inputs alone, not on the number of rows or its place among them: sums run over k in one order. Not so where
+// expand_values() joins pieces: they follow the schedule of the batch.
 
 /// absorbed_q[r][h][c] = sum over n < 128 of q[r][h * 192 + n] * W_K[h][n][c], c < 512; rounded to BF16.
 struct AbsorbQueries {
@@ -43,7 +52,8 @@ struct ExpandValues {
   bool ue8m0 = false;
   int64_t rows = 0;
   int32_t heads = 0;
-  int width = 0;
+  int tokens = 0;  ///< 0: expand_tokens(rows, heads)
+  int width = 0;   ///< of pieces; 0: absorb_width(heads)
   DecodePieces pieces{};  ///< of mla_decode_pieces() of the same rows: they are joined here, `latent` has the other rows. Up to
                           ///< kPieceRows. Their schedule is read before the kernel ahead has ended: mla_decode_pieces() sees to it
 };

@@ -1,8 +1,10 @@
-// Attention's outputs out of the latent space. Tile [128 v, width c]; every warp owns 16 v and sums over the slice. The blocks of a head
-// form a cluster; partial sums meet in one of them, so that each row's 128 values are in one half-warp, as the scale needs.
-#include <algorithm>
+// Attention's outputs out of the latent space. A head's weights are [128 v, 512 c]. Any number of rows: a block has all of them. Few rows
+// in pieces: a block has a slice of c, every warp owns 16 v, and the blocks of a head form a cluster, in which sums meet. Either way each
+// row's 128 values end up in one half-warp, as the scale needs.
 
 #include "../common/inbox.cuh"
+#include "../common/tensor_map.h"
+#include "../common/wgmma.cuh"
 #include "head_products.cuh"
 #include "mla_decode_pieces.cuh"
 
@@ -10,8 +12,6 @@ namespace dsv3::cuda {
 namespace {
 
 using namespace heads;
-
-constexpr int kPartialStride = kValue + 4;  // floats; + 4: the 8 x 4 lanes of an mma result hit 32 banks
 
 struct ExpandParams {
   const Bf16* latent;
@@ -25,17 +25,6 @@ struct ExpandParams {
   DecodePieces pieces;
 };
 
-constexpr int kExpandThreads = kTileRows / 16 * 32;
-
-// Shared memory: weights, later (once they are in registers) partial sums [padded, 132] in their place; rows [padded, width].
-template <int kWidth>
-__host__ __device__ constexpr int expand_rows_at(int64_t rows) {
-  const int partials = padded_rows(rows) * kPartialStride * 4;
-  return partials > weight_bytes<kWidth>() ? partials : weight_bytes<kWidth>();
-}
-template <int kWidth>
-constexpr int expand_shared_bytes(int64_t rows) { return expand_rows_at<kWidth>(rows) + padded_rows(rows) * kWidth * 2; }
-
 /// Eight values of a head from column i, by 16 neighbouring lanes; all 32 call it.
 __device__ inline void store_values(const ExpandParams& p, int64_t row, int head, int i, bool valid, const float (&v)[8]) {
   const float scale = group_scale(v, p.ue8m0);
@@ -46,79 +35,113 @@ __device__ inline void store_values(const ExpandParams& p, int64_t row, int head
   if (i == 0) p.scales[head * p.scale_stride + row] = scale;
 }
 
-template <int kWidth>
-__global__ __launch_bounds__(kExpandThreads, 4) void expand_kernel(const __grid_constant__ ExpandParams p) {
+// ---- any number of rows ----------------------------------------------------------------------------------------------
+
+constexpr int kBoxes = kLatent / 64, kBoxRowBytes = 128;  // what the copy engine takes: 64 latents
+constexpr int kRowThreads = 256;                          // two warpgroups with 64 v each
+
+template <int kTokens>
+struct ExpandShared {
+  uint8_t weights[kBoxes][kValue * kBoxRowBytes];
+  uint8_t rows[kBoxes][kTokens * kBoxRowBytes];
+  float values[kTokens][kValue + 4];  // + 4: the 8 x 4 lanes of a result hit 32 banks
+  uint64_t weights_full[kBoxes], rows_full[kBoxes];
+};
+static_assert(sizeof(ExpandShared<64>) <= 232448, "shared memory of a block");
+
+/// A head and kTokens rows of the batch. The head's weights are the operand of 64 rows, requested before the kernel ahead has ended, and
+/// rows of the batch the columns of the result. Grid (heads, rows / kTokens).
+template <int kTokens>
+__global__ __launch_bounds__(kRowThreads) void expand_kernel(const __grid_constant__ ExpandParams p, const __grid_constant__ CUtensorMap weight_map,
+                                                             const __grid_constant__ CUtensorMap row_map) {
   launch_dependents();
-  constexpr int kSlices = kLatent / kWidth, kPieces = kWidth / kVector, kSteps = kWidth / 16;
-  static_assert(kSlices * (kExpandThreads / kGroupVectors) >= kChunkRows, "a half-warp finishes one row");
-  extern __shared__ __align__(128) char shared[];
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int slice = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);  // gridDim.x is the cluster: slice is the rank
-  const int first_row = static_cast<int>(blockIdx.z) * kChunkRows, valid = min(p.rows - first_row, kChunkRows);
-  char* const rows = shared + expand_rows_at<kWidth>(p.rows);
-  float* const partial = reinterpret_cast<float*>(shared);
-
-  load_tile<kExpandThreads, kPieces>(shared, p.kv_b + (static_cast<int64_t>(head) * kHeadRows + kNope) * kLatent + slice * kWidth, kLatent,
-                                     kTileRows, kTileRows);
-  cp_async_commit();
-  wait_for_previous(p);
-  const int64_t latent_stride = static_cast<int64_t>(p.heads) * kLatent;
-  load_tile<kExpandThreads, kPieces>(rows, p.latent + first_row * latent_stride + head * kLatent + slice * kWidth, latent_stride,
-                                     padded_rows(valid), valid);
-  cp_async_commit();
-
-  cp_async_wait<1>();
+  extern __shared__ __align__(1024) uint8_t raw_shared[];
+  auto& shared = *reinterpret_cast<ExpandShared<kTokens>*>(raw_shared);
+  const int thread = static_cast<int>(threadIdx.x), group = thread / 128, warp = thread / 32 % 4, lane = thread % 32;
+  const int head = static_cast<int>(blockIdx.x), first_row = static_cast<int>(blockIdx.y) * kTokens;
+  if (thread == 0) {
+    for (int box = 0; box < kBoxes; ++box) {
+      barrier_init(&shared.weights_full[box], 1);
+      barrier_init(&shared.rows_full[box], 1);
+    }
+    fence_barrier_init();
+    for (int box = 0; box < kBoxes; ++box) {
+      barrier_expect(&shared.weights_full[box], sizeof(shared.weights[box]));
+      tma_load_2d(shared.weights[box], &weight_map, &shared.weights_full[box], box * 64, head * kHeadRows + kNope);
+    }
+  }
   __syncthreads();
-  uint32_t weights[kSteps][4];  // v 0-7, v 8-15 of c 0-7, then of c 8-15
-#pragma unroll
-  for (int step = 0; step < kSteps; ++step) {
-    ldmatrix_x4(weights[step], shared + tile_byte<kPieces>(warp * 16 + (lane & 15), step * 2 + (lane >> 4)));
-  }
-  cp_async_wait<0>();
-  __syncthreads();  // and nobody reads weights in shared memory any more
-
-  for (int step_row = 0; step_row < valid; step_row += kStepRows) {
-    float acc[2][4] = {};
-    multiply<kSteps>(acc, weights, rows, step_row);
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      float* const at = partial + (step_row + j * 8 + lane % 4 * 2) * kPartialStride + warp * 16 + lane / 4;
-      at[0] = acc[j][0];
-      at[kPartialStride] = acc[j][1];
-      at[8] = acc[j][2];
-      at[kPartialStride + 8] = acc[j][3];
-    }
-  }
-  cluster_arrive();
-  cluster_wait();
-
-  // 16 lanes finish a row: 8 values each, slices added in order.
-  const int row = slice + static_cast<int>(threadIdx.x) / kGroupVectors * kSlices, i = lane % kGroupVectors * kVector;
-  float v[8] = {};
-  if (row < valid) {
-#pragma unroll
-    for (int s = 0; s < kSlices; ++s) {
-      const uint32_t at = cluster_address(partial + row * kPartialStride + i, static_cast<uint32_t>(s));
-      const float4 low = load_cluster_f32x4(at), high = load_cluster_f32x4(at + 16);
-      v[0] += low.x, v[1] += low.y, v[2] += low.z, v[3] += low.w;
-      v[4] += high.x, v[5] += high.y, v[6] += high.z, v[7] += high.w;
+  wait_for_previous(p);
+  if (thread == 0) {
+    for (int box = 0; box < kBoxes; ++box) {
+      barrier_expect(&shared.rows_full[box], sizeof(shared.rows[box]));
+      tma_load_2d(shared.rows[box], &row_map, &shared.rows_full[box], head * kLatent + box * 64, first_row);
     }
   }
   __syncwarp();
-  cluster_arrive();  // this thread has read what it needs; blocks stay until all have
-  store_values(p, first_row + row, head, i, row < valid, v);
-  __syncwarp();
-  cluster_wait();
+
+  float sum[kTokens / 2];
+#pragma unroll
+  for (float& each : sum) each = 0;
+  const uint64_t weights = wgmma_descriptor_128(shared_address(shared.weights) + group * 64 * kBoxRowBytes);
+  const uint64_t rows = wgmma_descriptor_128(shared_address(shared.rows));
+#pragma unroll
+  for (int box = 0; box < kBoxes; ++box) {
+    barrier_wait(&shared.weights_full[box], 0);
+    barrier_wait(&shared.rows_full[box], 0);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {  // 16 latents are 32 bytes
+      wgmma_bf16<kTokens>(sum, weights + ((box * sizeof(shared.weights[0]) + k * 32) >> 4), rows + ((box * sizeof(shared.rows[0]) + k * 32) >> 4),
+                          box + k > 0 ? 1 : 0);
+    }
+    wgmma_commit();
+  }
+  wgmma_wait<0>();
+#pragma unroll
+  for (float& each : sum) wgmma_pin(each);
+#pragma unroll
+  for (int i = 0; i < kTokens / 2; ++i) {
+    shared.values[i / 4 * 8 + lane % 4 * 2 + i % 2][group * 64 + warp * 16 + lane / 4 + i / 2 % 2 * 8] = sum[i];
+  }
+  __syncthreads();
+  for (int token = thread / kGroupVectors; token < kTokens; token += kRowThreads / kGroupVectors) {  // 16 lanes a row
+    const int i = lane % kGroupVectors * kVector;
+    float v[8];
+    load_floats(&shared.values[token][i], v);
+    store_values(p, first_row + token, head, i, first_row + token < p.rows, v);
+  }
 }
+
+template <int kTokens>
+Status launch_rows(const ExpandParams& p, Stream stream) {
+  const auto boxes = [](const Bf16* data, int64_t rows, int64_t cols, int box_rows, CUtensorMap* map) {
+    return make_tensor_map({.data = data, .type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, .element_bytes = 2, .rows = static_cast<uint64_t>(rows),
+                            .cols = static_cast<uint64_t>(cols), .row_bytes = static_cast<uint64_t>(cols) * 2,
+                            .box_rows = static_cast<uint32_t>(box_rows), .box_cols = 64},
+                           map);
+  };
+  CUtensorMap weights{}, rows{};
+  DSV3_TRY(boxes(p.kv_b, int64_t{p.heads} * kHeadRows, kLatent, kValue, &weights));
+  DSV3_TRY(boxes(p.latent, p.rows, int64_t{p.heads} * kLatent, kTokens, &rows));
+  constexpr int kBytes = sizeof(ExpandShared<kTokens>);
+  DSV3_TRY(allow_shared_bytes("expand_values", expand_kernel<kTokens>, kBytes));
+  const dim3 grid(static_cast<unsigned>(p.heads), static_cast<unsigned>((p.rows + kTokens - 1) / kTokens));
+  return launch("expand_values", expand_kernel<kTokens>, {grid, dim3(kRowThreads), kBytes}, stream, p, weights, rows);
+}
+
+// ---- few rows, perhaps in pieces -----------------------------------------------------------------------------------------
+
+constexpr int kFewThreads = kTileRows / 16 * 32;
 
 /// At most kPieceRows rows, whose latents may still lie in pieces: they are joined here. Slices send each other their sums: row r is
 /// finished by slice r % kSlices.
 template <int kWidth>
-__global__ __launch_bounds__(kExpandThreads, 4) void expand_few_kernel(const __grid_constant__ ExpandParams p) {
+__global__ __launch_bounds__(kFewThreads, 4) void expand_few_kernel(const __grid_constant__ ExpandParams p) {
   launch_dependents();
   constexpr int kSlices = kLatent / kWidth, kPieces = kWidth / kVector, kSteps = kWidth / 16, kSlots = kPieceRows / kSlices;
   static_assert(kPieceRows % kSlices == 0 && kSlots * kGroupVectors <= 32, "a warp finishes a block's rows");
-  using Merge = SliceMerge<kExpandThreads / 32, kWidth>;
+  using Merge = SliceMerge<kFewThreads / 32, kWidth>;
   extern __shared__ __align__(128) char shared[];
   __shared__ typename Merge::Shared merging;
   __shared__ alignas(16) float inbox[kSlices][kSlots][kValue];
@@ -128,14 +151,14 @@ __global__ __launch_bounds__(kExpandThreads, 4) void expand_few_kernel(const __g
   const int mine = (p.rows - slice + kSlices - 1) / kSlices;  // rows that this block finishes
   char* const rows = shared + weight_bytes<kWidth>();
 
-  load_tile<kExpandThreads, kPieces>(shared, p.kv_b + (static_cast<int64_t>(head) * kHeadRows + kNope) * kLatent + slice * kWidth, kLatent,
+  load_tile<kFewThreads, kPieces>(shared, p.kv_b + (static_cast<int64_t>(head) * kHeadRows + kNope) * kLatent + slice * kWidth, kLatent,
                                      kTileRows, kTileRows);
   cp_async_commit();
   open_inbox(&inbox_full, mine * kSlices * kValue * 4);
   Merge merge(p.pieces, p.heads, head, slice * kWidth, merging);
   wait_for_previous(p);
   const int64_t latent_stride = static_cast<int64_t>(p.heads) * kLatent;
-  load_tile<kExpandThreads, kPieces>(rows, p.latent + head * kLatent + slice * kWidth, latent_stride, kStepRows, p.rows);
+  load_tile<kFewThreads, kPieces>(rows, p.latent + head * kLatent + slice * kWidth, latent_stride, kStepRows, p.rows);
   cp_async_commit();
   merge.run([&](int row, int quad, const float4& v) {
     *reinterpret_cast<uint2*>(rows + tile_byte<kPieces>(row, quad / 2) + quad % 2 * 8) = {pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)};
@@ -143,7 +166,7 @@ __global__ __launch_bounds__(kExpandThreads, 4) void expand_few_kernel(const __g
   cp_async_wait<0>();
   __syncthreads();
 
-  uint32_t weights[kSteps][4];  // as in expand_kernel
+  uint32_t weights[kSteps][4];  // v 0-7, v 8-15 of c 0-7, then of c 8-15
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
     ldmatrix_x4(weights[step], shared + tile_byte<kPieces>(warp * 16 + (lane & 15), step * 2 + (lane >> 4)));
@@ -175,18 +198,12 @@ __global__ __launch_bounds__(kExpandThreads, 4) void expand_few_kernel(const __g
 }
 
 template <int kWidth>
-Status launch_expand(const ExpandParams& p, Stream stream) {
-  if (p.pieces.scratch.schedule != nullptr) {
-    constexpr int kBytes = weight_bytes<kWidth>() + kStepRows * kWidth * 2;
-    DSV3_TRY(allow_shared_bytes("expand_values", expand_few_kernel<kWidth>, kBytes));
-    LaunchShape shape = shape_of(kWidth, kExpandThreads, kBytes, p.rows, p.heads);
-    shape.cluster = kLatent / kWidth;
-    return launch("expand_values", expand_few_kernel<kWidth>, shape, stream, p);
-  }
-  DSV3_TRY(allow_shared_bytes("expand_values", expand_kernel<kWidth>, expand_shared_bytes<kWidth>(kChunkRows)));
-  LaunchShape shape = shape_of(kWidth, kExpandThreads, expand_shared_bytes<kWidth>(p.rows), p.rows, p.heads);
+Status launch_few(const ExpandParams& p, Stream stream) {
+  constexpr int kBytes = weight_bytes<kWidth>() + kStepRows * kWidth * 2;
+  DSV3_TRY(allow_shared_bytes("expand_values", expand_few_kernel<kWidth>, kBytes));
+  LaunchShape shape = shape_of(kWidth, kFewThreads, kBytes, p.rows, p.heads);
   shape.cluster = kLatent / kWidth;
-  return launch("expand_values", expand_kernel<kWidth>, shape, stream, p);
+  return launch("expand_values", expand_few_kernel<kWidth>, shape, stream, p);
 }
 
 }  // namespace
@@ -203,8 +220,20 @@ Status expand_values(const ExpandValues& p, Stream stream) {
   if (p.quantised.data != nullptr) DSV3_TRY(check_fp8(name, "quantised", p.quantised, p.rows, cols));
   const ExpandParams params{p.latent, p.kv_b.data, p.out.data, p.quantised.data, p.quantised.scales, p.out.stride, p.quantised.cols,
                             p.quantised.scale_stride, static_cast<int32_t>(p.rows), p.heads, p.ue8m0, p.pieces};
-  if (p.pieces.scratch.schedule != nullptr && p.rows > kPieceRows) return wrong(name, std::to_string(p.rows) + " rows in pieces, at most 8");
-  return width == 128 ? launch_expand<128>(params, stream) : launch_expand<64>(params, stream);
+  if (p.pieces.scratch.schedule != nullptr) {
+    if (p.rows > kPieceRows) return wrong(name, std::to_string(p.rows) + " rows in pieces, at most 8");
+    return width == 128 ? launch_few<128>(params, stream) : launch_few<64>(params, stream);
+  }
+  switch (p.tokens != 0 ? p.tokens : expand_tokens(p.rows, p.heads)) {
+    case 16:
+      return launch_rows<16>(params, stream);
+    case 32:
+      return launch_rows<32>(params, stream);
+    case 64:
+      return launch_rows<64>(params, stream);
+    default:
+      return wrong(name, std::to_string(p.tokens) + " tokens, wanted 16, 32 or 64");
+  }
 }
 
 }  // namespace dsv3::cuda

@@ -11,7 +11,8 @@ namespace dsv3::cuda {
 namespace {
 
 constexpr int kColumnThreads = kLatent / 4, kStrands = 4, kThreads = kColumnThreads * kStrands;
-constexpr int kFewPieces = 8;  // all that deterministic splits can be
+constexpr int kFewPieces = 8;   // all that deterministic splits can be
+constexpr int kWarpPieces = 32;  // that a warp can join; worth its while where rows for whole blocks would make several rounds
 constexpr int kFewRows = kThreads / 64;
 constexpr int kBlocksAnSm = 2;  // and as many in the grid: a second wave would wait for the latencies of the first
 static_assert(kThreads >= kMaxDecodeParts, "a thread loads one piece's maximum and sum");
@@ -112,11 +113,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksAnSm)
   const int warp = static_cast<int>(threadIdx.x) / 32;
   // A unit is one row where a group has many pieces, else 8 rows. Beside a group with many, those with few have units
   // left over, which come last.
-  const bool any_many = !p.deterministic && schedule.most_pieces > kFewPieces;
+  const int few_pieces = merges * group_queries > static_cast<int>(gridDim.x) ? kWarpPieces : kFewPieces;
+  const bool any_many = !p.deterministic && schedule.most_pieces > few_pieces;
   const int units = merges * (any_many ? group_queries : (group_queries + kFewRows - 1) / kFewRows);
   for (int unit = blockIdx.x; unit < units; unit += gridDim.x) {
     const DecodeMerge merge = schedule.merge[unit % merges];
-    const bool few = p.deterministic || merge.count <= kFewPieces;
+    const bool few = p.deterministic || merge.count <= few_pieces;
     const int query = few ? unit / merges * kFewRows + warp / 2 : unit / merges;
     if (query >= merge.rows * p.heads) continue;  // the same for the whole warp, or for the whole block
     const MergeRow pieces(scratch, shape, merge, p.deterministic, query);
