@@ -21,6 +21,14 @@ Status stream_gemm(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, bo
   return fp8_gemm_stream(choose_stream(x.rows, w.n, w.k, deterministic), x, w, y, nullptr);
 }
 
+TEST(GemmChoice, WhatLeavesL2First) {
+  EXPECT_TRUE(evicts_first(int64_t{4608} * 7168));    // dense gate and up of one of 8 ranks
+  EXPECT_FALSE(evicts_first(int64_t{7168} * 16384));  // o in full size
+  EXPECT_TRUE(tiles_evict_first(int64_t{4608} * 7168));
+  EXPECT_FALSE(tiles_evict_first(int64_t{2112} * 7168));
+  EXPECT_FALSE(tiles_evict_first(int64_t{7168} * 16384));
+}
+
 TEST(GemmChoice, ShapesOfTheModel) {
   struct Case {
     int64_t n, k;

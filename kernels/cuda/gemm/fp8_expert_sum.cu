@@ -8,6 +8,7 @@
 #include <string>
 
 #include "fp8_expert_sum.h"
+#include "gemm_choice.h"
 #include "stream_split.cuh"
 
 namespace dsv3::cuda {
@@ -26,6 +27,7 @@ struct SumParams {
   int64_t y_stride;
   int rows, n, k_blocks, splits, scale_rows, max_hits;
   bool accumulate;
+  bool evict_first;            // weights
 };
 
 /// Where a stage's weights lie, and their scale.
@@ -47,6 +49,7 @@ __device__ Load find_load(const SumParams& p, int q, int end, int row) {
 /// The producer warp: stages [begin, end) of the sequence. Its lanes look up 32 of them at a time.
 __device__ void produce(const SumParams& p, const Memory& memory, int row, int begin, int end, int lane) {
   const auto to = memory.slots();
+  const uint64_t hint = p.evict_first ? kEvictFirst : kEvictNormal;
   const auto load_tokens = [&](int q, int stage) {
     const int token_row = q / p.k_blocks * kHitRows, k_block = q % p.k_blocks;
     tma_load_2d(to.tokens(stage), &p.maps.tokens, to.full(stage), k_block * 128, token_row);
@@ -70,7 +73,7 @@ __device__ void produce(const SumParams& p, const Memory& memory, int row, int b
         memory.weight_scales()[at.stage] = weight_scale;  // the arrival below publishes it with the copies
         barrier_expect(to.full(at.stage), S::kCopyBytes);
         tma_load_2d(to.weights(at.stage), &p.maps.weights, to.full(at.stage), q % p.k_blocks * 128, weight_row,
-                    kEvictFirst);
+                    hint);
         if (q >= begin + early) load_tokens(q, at.stage);
       }
       if (q == begin + early - 1) {
@@ -139,6 +142,7 @@ Status fp8_expert_sum(const Fp8Rows& middle, const Fp8Weight& down, const Expert
   p.scale_rows = static_cast<int>((down.n + 127) / 128);
   p.max_hits = hits.max_hits;
   p.accumulate = accumulate;
+  p.evict_first = evicts_first(int64_t{hits.max_hits} * down.n * down.k);
   DSV3_TRY(allow_shared_bytes(kName, expert_sum_kernel, S::kSharedBytes));
   const auto blocks = static_cast<unsigned>((p.n + S::kRows - 1) / S::kRows * p.splits);
   return launch(kName, expert_sum_kernel,

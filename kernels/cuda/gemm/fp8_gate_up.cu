@@ -15,6 +15,7 @@
 #include "../common/inbox.cuh"
 #include "../norm/rows.cuh"
 #include "fp8_gate_up.h"
+#include "gemm_choice.h"
 #include "stream_tile.cuh"
 
 namespace dsv3::cuda {
@@ -81,6 +82,7 @@ struct GateUpParams {
   int64_t out_stride;
   int bands, k_blocks, splits;
   bool ue8m0;
+  bool evict_first;            // weights
 };
 
 /// One block's work: of the 128 columns `band` of a tile those from `column`, k_blocks [k_begin, k_begin + stages).
@@ -98,15 +100,15 @@ __device__ void produce(const GateUpParams& p, const Room<kCols>& room, const Wo
   const int gate_row = work.expert * 2 * p.bands * 128 + work.band * 128 + work.column, up_row = gate_row + p.bands * 128;
   Cursor<R::kStages> at;
   const bool hits = p.hit_weights != nullptr;
+  const uint64_t hint = p.evict_first ? kEvictFirst : kEvictNormal;
   for (int i = 0; i < work.stages; ++i, at.advance()) {
     if (hits && i == max(work.stages - kTriggerStages, 0)) launch_dependents();  // the list that it reads before it waits is complete
     const int k_block = work.k_begin + i;
     const uint32_t barrier = full + 8 * at.stage, weights = base + at.stage * R::kWeightBytes;
     barrier_wait(empty + 8 * at.stage, at.parity ^ 1);  // the first round passes at once
     barrier_expect(barrier, R::kCopyBytes);
-    // No evict-first: an expert with several tiles reads its weights again.
-    tma_load_2d(weights, &p.maps.weights, barrier, k_block * 128, gate_row);
-    tma_load_2d(weights + R::kHalfBytes, &p.maps.weights, barrier, k_block * 128, up_row);
+    tma_load_2d(weights, &p.maps.weights, barrier, k_block * 128, gate_row, hint);
+    tma_load_2d(weights + R::kHalfBytes, &p.maps.weights, barrier, k_block * 128, up_row, hint);
     tma_load_2d(base + R::kTokensAt + at.stage * R::kTokenBytes, &p.maps.tokens, barrier, k_block * 128, work.token_row);
     tma_load_2d(base + R::kScalesAt + at.stage * kScaleSlot, &p.maps.scales, barrier, work.token_row, k_block);
   }
@@ -302,6 +304,8 @@ Status run(const Fp8Rows& x, const Fp8Weight& w, const ExpertTiles& tiles, const
   p.tiles = tiles.tiles;
   p.count = tiles.count;
   p.hit_weights = hit_weights;
+  // Hits are of different experts; of tiles an expert may have several, which read the same weights.
+  p.evict_first = hit_weights != nullptr && evicts_first(int64_t{tiles.max_tiles} * w.n * w.k);
   p.out = out.data;
   p.out_scales = out.scales;
   p.out_stride = out.scale_stride;

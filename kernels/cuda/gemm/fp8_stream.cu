@@ -32,6 +32,7 @@ struct DenseParams {
   __nv_bfloat16* y;
   int64_t y_stride;
   int m, n, k_blocks, splits, token_tiles;
+  bool evict_first;  // weights
 };
 
 /// Where a block works: weight rows from row_begin, `tokens` tokens from token_begin, `count` blocks of K from k_begin.
@@ -45,7 +46,7 @@ template <int kTokens, int kRows>
 __device__ void produce(const DenseParams& p, const Memory<kTokens, kRows>& memory, const Place& place) {
   using S = Shape<kTokens, kRows>;
   const auto to = memory.slots();
-  const uint64_t hint = p.token_tiles > 1 ? kEvictNormal : kEvictFirst;  // other blocks read the same weights
+  const uint64_t hint = p.evict_first ? kEvictFirst : kEvictNormal;
   const auto load_weights = [&](int i, int stage) {
     barrier_expect(to.full(stage), S::kCopyBytes);
     tma_load_2d(to.weights(stage), &p.maps.weights, to.full(stage), (place.k_begin + i) * 128, place.row_begin, hint);
@@ -132,6 +133,7 @@ Status start(DenseParams& p, Stream stream) {
   const auto kernel = stream_kernel<kTokens, kRows>;
   if (Status s = allow_shared_bytes("fp8_gemm_stream", kernel, S::kSharedBytes); !s.ok()) return s;
   p.token_tiles = (p.m + kTokens - 1) / kTokens;
+  p.evict_first = p.token_tiles == 1 && evicts_first(int64_t{p.n} * p.k_blocks * 128);  // else other blocks read the same weights
   const int row_tiles = (p.n + kRows - 1) / kRows;
   const unsigned cluster = static_cast<unsigned>(p.splits);
   return launch(

@@ -21,6 +21,7 @@ struct Params {
   int n_blocks = 0;  ///< ceil(n / 128): scale rows of a weight
   int n_groups = 0;  ///< ceil(n / (kCluster kCols))
   int band = 0;      ///< row tiles that are done for all columns before the next
+  bool evict_first = false;  ///< weights: gemm_choice.h
 };
 
 inline constexpr int kMathThreads = 256, kThreads = 384;
@@ -106,9 +107,10 @@ __device__ inline void load(const Params& p, uint8_t* base, int unit0, int step,
     return static_cast<uint32_t>(boxes * L::kBoxBytes + L::kWBytes + L::kScaleBytes);
   };
   const auto w_row = [&](const Work& work) { return work.expert * p.n + (kCluster * work.group() + rank) * kCols; };
+  const uint64_t w_hint = p.evict_first ? kEvictFirst : kEvictNormal;
   const auto load_w = [&](int stage, int kb, int row, uint32_t bytes) {
     barrier_expect(full + 8 * stage, bytes);
-    tma_load_2d(shared + L::kW + stage * L::kWBytes, &p.w_map, full + 8 * stage, kb * kStageK, row);
+    tma_load_2d(shared + L::kW + stage * L::kWBytes, &p.w_map, full + 8 * stage, kb * kStageK, row, w_hint);
   };
   const auto load_x = [&](int stage, int kb, int first_row, int boxes) {
     const uint32_t x = shared + L::kX + stage * L::kXBytes, barrier = full + 8 * stage;
