@@ -1,5 +1,5 @@
 // The head products around decode attention, over kv_b in HBM, against cuBLASLt's batched products (and the quantisation behind them). Rows
-// `variant=...` (kernel name absorb_variants, only with a --filter) compare widths of slices.
+// `variant=...` (kernel name absorb_variants, only with a --filter) compare widths of slices (queries), rows of a block (values).
 #include <cuda_bf16.h>
 
 #include <algorithm>

@@ -82,10 +82,9 @@ class ShapeBench {
     row.peer_us = peer_us;
     row.baseline = "cuBLASLt block-scaled";
 
-    // A chain of about a millisecond at least. Many rows: short bursts after a pause, since long ones are limited by power.
-    const bool burst = m >= 256;
+    // A chain of about a millisecond at least, and not many where power would limit them.
     const int launches = std::max(copies_, static_cast<int>(std::min(200.0, 1000.0 / (row.limit_us * 1.3 + 1.0)) + 1));
-    const int replays = burst ? 3 : 7;
+    const int replays = m >= 256 ? 3 : 7;
     const Result<Timing> ours = time_chain(
         launches, replays, [&](int i, Stream stream) { return run_ours(i, m, stream); });
     if (!ours.ok()) {

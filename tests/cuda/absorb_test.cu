@@ -153,6 +153,7 @@ TEST(CudaAbsorb, Values) {
       for (const int tokens : {16, 32, 64}) check_values(weights, rows, tokens, (rows + tokens / 16) % 2 == 0);
     }
   }
+  check_values(Weights(5), 300, 0, false);
 }
 
 TEST(CudaAbsorb, LargeAllHeads) {
@@ -176,15 +177,15 @@ TEST(CudaAbsorb, BitsDoNotDependOnTheBatch) {
   const Weights weights(heads);
   const int64_t rows = 130, cols = int64_t{heads} * kValue, q_stride = heads * kQueryHead;
   const Guarded<Bf16> q(queries(rows, heads, q_stride)), latent(random_bf16(rows * heads * kLatent, 5));
-  for (const int width : {64, 128}) {
-    const auto run = [&](int64_t first, int64_t count) {
+  for (const auto& [width, tokens] : {std::pair{64, 16}, {128, 32}, {64, 64}}) {
+    const auto run = [&, width = width, tokens = tokens](int64_t first, int64_t count) {  // the whole batch in blocks of `tokens`
       const Guarded<Bf16> absorbed(static_cast<size_t>(count * heads * kCacheRow)), out(static_cast<size_t>(count * cols));
       const Fp8Buffer fp8(count, cols);
       EXPECT_OK(absorb_queries({.q = q.get() + first * q_stride, .q_stride = q_stride, .kv_b = weights.view(), .absorbed_q = absorbed.get(),
                                 .rows = count, .heads = heads, .width = width}, nullptr));
       EXPECT_OK(expand_values({.latent = latent.get() + first * heads * kLatent, .kv_b = weights.view(),
                                .out = {out.get(), count, cols, cols}, .quantised = fp8.view(), .rows = count, .heads = heads,
-                               .tokens = count == rows ? width / 2 : 0}, nullptr));
+                               .tokens = count == rows ? tokens : 0}, nullptr));
       expect_synced();
       // Per row: its BF16 results, e4m3 bytes and scales, as bytes.
       std::vector<std::vector<uint8_t>> bytes(static_cast<size_t>(count));
@@ -211,7 +212,7 @@ TEST(CudaAbsorb, BitsDoNotDependOnTheBatch) {
       const auto part = run(first, count);
       for (int64_t r = 0; r < count; ++r) {
         const bool same = part[static_cast<size_t>(r)] == all[static_cast<size_t>(first + r)];
-        EXPECT_TRUE(same) << "width " << width << ", row " << first + r << " of " << count;
+        EXPECT_TRUE(same) << "width " << width << ", tokens " << tokens << ", row " << first + r << " of " << count;
       }
     }
   }
@@ -309,6 +310,7 @@ TEST(CudaAbsorb, ValuesOutOfPieces) {
   check_pieces({.heads = 16, .format = KvFormat::kFp8, .groups = {{2, 3000}, {4, 100}}, .max_group_rows = 4}, 64);
   check_pieces({.heads = 64, .groups = {{2, 5000}, {2, 1}, {1, 1500}, {2, 2500}}, .max_group_rows = 2}, 128);
   check_pieces({.heads = 128, .groups = {{1, 2000}}, .max_group_rows = 1}, 128);
+  check_pieces({.heads = 128, .groups = {{2, 3000}, {2, 900}}, .max_group_rows = 2}, 128);
 }
 
 /// NaN in one row (padding) stays in it.
@@ -365,6 +367,11 @@ TEST(CudaAbsorbChecks, WidthsAndRefusals) {
   v = values, v.out.cols = kValue;
   EXPECT_TRUE(refused(expand_values(v, nullptr)));
   v = values, v.quantised = {reinterpret_cast<uint8_t*>(some), nullptr, 1, 2 * kValue, 4};
+  EXPECT_TRUE(refused(expand_values(v, nullptr)));
+  v = values, v.tokens = 24;
+  EXPECT_TRUE(refused(expand_values(v, nullptr)));
+  DecodeSchedule* const schedule = reinterpret_cast<DecodeSchedule*>(uintptr_t{4096});  // never read
+  v = values, v.rows = v.out.rows = kPieceRows + 1, v.pieces.scratch.schedule = schedule;
   EXPECT_TRUE(refused(expand_values(v, nullptr)));
   v = values, v.rows = -1;
   EXPECT_TRUE(refused(expand_values(v, nullptr)));

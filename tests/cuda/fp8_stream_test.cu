@@ -103,6 +103,7 @@ TEST(GemmChoice, MeasuredProducts) {
                         {64, 512, 7168, "stream: 32 tokens x 64 rows, 8 splits"},
                         {256, 512, 7168, "stream: 64 tokens x 64 rows, 6 splits"},
                         {512, 512, 7168, "tiles: 64x32 alone"},
+                        {32, 4608, 7168, "stream: 32 tokens x 64 rows, 2 splits"},
                         {64, 4608, 7168, "tiles: 64x48 alone"},
                         {65, 4608, 7168, "tiles: 128x48 alone"},
                         {128, 7168, 2304, "tiles: 128x64 alone"},

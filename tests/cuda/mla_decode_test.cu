@@ -137,6 +137,8 @@ TEST(MlaDecodeTest, AnyNumberOfPiecesMatchesFloat64) {
   check_fast({.heads = 12, .groups = groups, .max_group_rows = 1, .seed = 18});
   groups.push_back({2, 1500});
   check_fast({.heads = 16, .groups = groups, .max_group_rows = 2, .seed = 19});
+  // 32 pieces, as many as a warp joins, where there are more rows than blocks.
+  check_fast({.heads = 64, .groups = {{1, 2000}, {1, 500}, {1, 500}, {1, 500}, {1, 500}}, .max_group_rows = 1, .seed = 20});
 }
 
 TEST(MlaDecodeTest, NoGroupsAndEmptyGroups) {

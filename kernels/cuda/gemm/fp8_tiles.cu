@@ -63,7 +63,7 @@ Status launch_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, c
   p.n_blocks = static_cast<int>((w.n + kQuantGroup - 1) / kQuantGroup);
   p.n_groups = static_cast<int>((w.n + kCluster * kCols - 1) / (kCluster * kCols));
   p.band = band_tiles(kRows, w, tiles);
-  p.evict_first = tiles == nullptr && x.rows <= kRows && tiles_evict_first(w.n * w.k);  // else others read the same weights
+  p.evict_first = tiles == nullptr && x.rows <= std::min(kRows, 128) && tiles_evict_first(w.n * w.k);  // else others read the same weights
   int64_t row_tiles = (x.rows + kRows - 1) / kRows;
   if (tiles != nullptr) {
     p.list = tiles->tiles;

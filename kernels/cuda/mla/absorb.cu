@@ -17,6 +17,10 @@ struct AbsorbParams {
   RopeAndCache turn;  // where `turns`: by the blocks behind the slices
 };
 
+__host__ __device__ constexpr int padded_rows(int64_t rows) {
+  return static_cast<int>((rows < kChunkRows ? rows : kChunkRows) + kStepRows - 1) / kStepRows * kStepRows;
+}
+
 // Shared memory: weights, rows [padded, 128], 512 bytes a warp to turn results around.
 template <int kWidth>
 constexpr int absorb_shared_bytes(int64_t rows) { return weight_bytes<kWidth>() + padded_rows(rows) * kNope * 2 + kWidth / 16 * 512; }

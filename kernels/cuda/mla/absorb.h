@@ -1,5 +1,5 @@
-// The head products around decode attention: queries into the latent space, outputs out of it (model.md 4.3). For few rows: both stream
-// kv_b once per 64 rows at the speed of HBM, requested before the kernel in front of them has ended. Launchers check and enqueue.
+// The head products around decode attention: queries into the latent space, outputs out of it (model.md 4.3). Both read kv_b once per 16 to
+// 64 rows, requested before the kernel in front of them has ended. Launchers check and enqueue.
 #pragma once
 
 #include "../common/types.h"
@@ -15,7 +15,7 @@ namespace dsv3::cuda {
 constexpr bool use_absorb_queries(int64_t rows, int64_t heads) { return rows <= 256 && rows * heads <= 8192; }
 constexpr bool use_expand_values(int64_t rows) { return rows <= 256; }
 /// Rows that a block of expand_values() takes: 16, 32 or 64. A head's weights are read once for each, so no more blocks than half of an
-/// H100's SMs unless heads alone are more. Pure.
+/// H100's SMs, as far as blocks of 64 rows allow. Pure.
 constexpr int expand_tokens(int64_t rows, int64_t heads) {
   constexpr int64_t kBlocks = 66;
   int tokens = 16;

@@ -60,6 +60,8 @@ __global__ __launch_bounds__(kRowThreads) void expand_kernel(const __grid_consta
   const int thread = static_cast<int>(threadIdx.x), group = thread / 128, warp = thread / 32 % 4, lane = thread % 32;
   const int head = static_cast<int>(blockIdx.x), first_row = static_cast<int>(blockIdx.y) * kTokens;
   if (thread == 0) {
+    prefetch_tensor_map(&weight_map);
+    prefetch_tensor_map(&row_map);
     for (int box = 0; box < kBoxes; ++box) {
       barrier_init(&shared.weights_full[box], 1);
       barrier_init(&shared.rows_full[box], 1);
@@ -130,11 +132,11 @@ Status launch_rows(const ExpandParams& p, Stream stream) {
   return launch("expand_values", expand_kernel<kTokens>, {grid, dim3(kRowThreads), kBytes}, stream, p, weights, rows);
 }
 
-// ---- few rows, perhaps in pieces -----------------------------------------------------------------------------------------
+// ---- few rows, in pieces -----------------------------------------------------------------------------------------
 
 constexpr int kFewThreads = kTileRows / 16 * 32;
 
-/// At most kPieceRows rows, whose latents may still lie in pieces: they are joined here. Slices send each other their sums: row r is
+/// At most kPieceRows rows, whose latents may lie in pieces: they are joined here. Slices send each other their sums: row r is
 /// finished by slice r % kSlices.
 template <int kWidth>
 __global__ __launch_bounds__(kFewThreads, 4) void expand_few_kernel(const __grid_constant__ ExpandParams p) {
@@ -152,7 +154,7 @@ __global__ __launch_bounds__(kFewThreads, 4) void expand_few_kernel(const __grid
   char* const rows = shared + weight_bytes<kWidth>();
 
   load_tile<kFewThreads, kPieces>(shared, p.kv_b + (static_cast<int64_t>(head) * kHeadRows + kNope) * kLatent + slice * kWidth, kLatent,
-                                     kTileRows, kTileRows);
+                                  kTileRows, kTileRows);
   cp_async_commit();
   open_inbox(&inbox_full, mine * kSlices * kValue * 4);
   Merge merge(p.pieces, p.heads, head, slice * kWidth, merging);
@@ -224,7 +226,9 @@ Status expand_values(const ExpandValues& p, Stream stream) {
     if (p.rows > kPieceRows) return wrong(name, std::to_string(p.rows) + " rows in pieces, at most 8");
     return width == 128 ? launch_few<128>(params, stream) : launch_few<64>(params, stream);
   }
-  switch (p.tokens != 0 ? p.tokens : expand_tokens(p.rows, p.heads)) {
+  const int tokens = p.tokens != 0 ? p.tokens : expand_tokens(p.rows, p.heads);
+  if (p.rows > int64_t{65535} * tokens) return wrong(name, std::to_string(p.rows) + " rows");
+  switch (tokens) {
     case 16:
       return launch_rows<16>(params, stream);
     case 32:

@@ -1,6 +1,6 @@
-// What the head products of decode share (absorb.cu: queries, expand.cu: values). A block takes one head, a slice of its 512 latents (128
-// or 64) and 64 rows at most. Weights are the 16-row operand of mma.sync, rows of the batch its 8 columns; the weight tile lives in
-// registers while the rows pass by.
+// What the head products of decode share (absorb.cu: queries, expand.cu: values in pieces). A block takes one head, a slice of its 512
+// latents (128 or 64) and 64 rows at most. Weights are the 16-row operand of mma.sync, rows of the batch its 8 columns; the weight tile
+// lives in registers while the rows pass by.
 #pragma once
 
 #include "../norm/rows.cuh"
@@ -42,9 +42,6 @@ __device__ inline void multiply(float (&acc)[2][4], const uint32_t (&weights)[kS
   }
 }
 
-__host__ __device__ constexpr int padded_rows(int64_t rows) {
-  return static_cast<int>((rows < kChunkRows ? rows : kChunkRows) + kStepRows - 1) / kStepRows * kStepRows;
-}
 template <int kWidth>
 __host__ __device__ constexpr int weight_bytes() { return kTileRows * kWidth * 2; }
 

@@ -46,7 +46,7 @@ __device__ __forceinline__ void merge_few(const MergeRow& pieces, int half, Bf16
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const DecodeFold next{__shfl_sync(~0u, mine.x, base + i), __shfl_sync(~0u, mine.y, base + i)};
-      if ((exist >> (base + i) & 1) == 0) continue;
+      if (base + i >= count || (exist >> (base + i) & 1) == 0) continue;
       float keep, add;
       fold_row(state, next, keep, add);
 #pragma unroll
