@@ -1,6 +1,7 @@
 // How fp8_gate_up() and fp8_expert_sum() are cut: pure functions of the shape.
 #include "fp8_expert_sum.h"
 #include "fp8_gate_up.h"
+#include "gemm_choice.h"
 
 namespace dsv3::cuda {
 
@@ -15,7 +16,6 @@ int gate_up_splits(int64_t k) {
 }
 
 int gate_up_cols(int64_t items, int splits) {
-  constexpr int64_t kSms = 132;
   return splits <= 4 && items * splits <= kSms ? 64 : 128;  // a cluster of 8 is the largest
 }
 

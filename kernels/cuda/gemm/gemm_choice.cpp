@@ -19,7 +19,6 @@ constexpr int64_t kLeastStages = 3;  // of 128 columns, for each split
 
 // The model of predict_*_us(), microseconds and bytes a microsecond: fitted to all measured variants (H100, chains of
 // launches).
-constexpr int kSms = 132;
 constexpr double kHbm = 2.84e6, kL2 = 5.8e6, kIntoSm = 6.0e4;
 constexpr double kTilesHbm = 3.1e6;
 constexpr double kCyclesPerUs = 1755, kMacsPerCycle = 4096;

@@ -37,6 +37,7 @@ struct GemmChoice {
   int launches = 1;    ///< kStream in deterministic mode with many rows: slices of kStreamMaxRows
 };
 
+inline constexpr int kSms = 132;  ///< of an H100, on which choices of kernels were measured
 inline constexpr int kStreamTileRows = 128;  ///< rows of x of the largest streaming tile
 inline constexpr int64_t kStreamMaxRows =
     1024;  ///< of one launch: x stays in L2, where the blocks of all weight rows read it
