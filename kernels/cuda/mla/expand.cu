@@ -117,15 +117,9 @@ __global__ __launch_bounds__(kRowThreads) void expand_kernel(const __grid_consta
 
 template <int kTokens>
 Status launch_rows(const ExpandParams& p, Stream stream) {
-  const auto boxes = [](const Bf16* data, int64_t rows, int64_t cols, int box_rows, CUtensorMap* map) {
-    return make_tensor_map({.data = data, .type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, .element_bytes = 2, .rows = static_cast<uint64_t>(rows),
-                            .cols = static_cast<uint64_t>(cols), .row_bytes = static_cast<uint64_t>(cols) * 2,
-                            .box_rows = static_cast<uint32_t>(box_rows), .box_cols = 64},
-                           map);
-  };
   CUtensorMap weights{}, rows{};
-  DSV3_TRY(boxes(p.kv_b, int64_t{p.heads} * kHeadRows, kLatent, kValue, &weights));
-  DSV3_TRY(boxes(p.latent, p.rows, int64_t{p.heads} * kLatent, kTokens, &rows));
+  DSV3_TRY(map_bf16(p.kv_b, int64_t{p.heads} * kHeadRows, kLatent, kLatent, kValue, &weights));
+  DSV3_TRY(map_bf16(p.latent, p.rows, int64_t{p.heads} * kLatent, int64_t{p.heads} * kLatent, kTokens, &rows));
   constexpr int kBytes = sizeof(ExpandShared<kTokens>);
   DSV3_TRY(allow_shared_bytes("expand_values", expand_kernel<kTokens>, kBytes));
   const dim3 grid(static_cast<unsigned>(p.heads), static_cast<unsigned>((p.rows + kTokens - 1) / kTokens));

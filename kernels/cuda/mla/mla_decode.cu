@@ -187,15 +187,8 @@ Status run(const MlaDecode& p, const MlaWorkspace& ws, bool joined, DecodePieces
   const bool fp8 = p.pages.format == KvFormat::kFp8;
   CUtensorMap map{};
   if (!fp8) {
-    DSV3_TRY(make_tensor_map({.data = p.pages.data,
-                              .type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                              .element_bytes = 2,
-                              .rows = static_cast<uint64_t>(p.pages.num_blocks) * kCacheBlockTokens,
-                              .cols = kCacheRow,
-                              .row_bytes = kCacheRow * 2,
-                              .box_rows = kCacheBlockTokens,
-                              .box_cols = 64},
-                             &map));
+    DSV3_TRY(map_bf16(static_cast<const Bf16*>(p.pages.data), p.pages.num_blocks * kCacheBlockTokens, kCacheRow, kCacheRow,
+                      kCacheBlockTokens, &map));
   }
   const auto kernel = fp8 ? mla_decode_kernel<KvFormat::kFp8> : mla_decode_kernel<KvFormat::kBf16>;
   DSV3_TRY(allow_shared_bytes("mla_decode", kernel, sizeof(DecodeShared)));

@@ -344,18 +344,6 @@ Status mla_prefill(const MlaPrefill& p, Stream stream) {
     keys = std::max<int64_t>(keys, static_cast<int64_t>(span.key_begin) + span.keys);
   }
   PrefillParams params;
-  const auto make_map = [](const Bf16* data, int64_t map_rows, int64_t cols, int64_t stride, CUtensorMap* map) {
-    TensorMap2d shape;
-    shape.data = data;
-    shape.type = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-    shape.element_bytes = 2;
-    shape.rows = static_cast<uint64_t>(map_rows);
-    shape.cols = static_cast<uint64_t>(cols);
-    shape.row_bytes = static_cast<uint64_t>(stride) * 2;
-    shape.box_rows = kPrefillTile;
-    shape.box_cols = 64;
-    return make_tensor_map(shape, map);
-  };
   params.out = p.out;
   params.lse = p.lse;
   params.out_stride = p.out_stride;
@@ -365,9 +353,9 @@ Status mla_prefill(const MlaPrefill& p, Stream stream) {
   bool first = true;
   while (planner.next(params.plan)) {
     if (first) {
-      if (Status status = make_map(p.q, rows, p.heads * kQueryHead, p.q_stride, &params.q); !status.ok()) return status;
-      if (Status status = make_map(p.kv, keys, p.heads * (kNope + kValue), p.kv_stride, &params.kv); !status.ok()) return status;
-      if (Status status = make_map(p.k_rope, keys, kRope, kRope, &params.k_rope); !status.ok()) return status;
+      DSV3_TRY(map_bf16(p.q, rows, p.heads * kQueryHead, p.q_stride, kPrefillTile, &params.q));
+      DSV3_TRY(map_bf16(p.kv, keys, p.heads * (kNope + kValue), p.kv_stride, kPrefillTile, &params.kv));
+      DSV3_TRY(map_bf16(p.k_rope, keys, kRope, kRope, kPrefillTile, &params.k_rope));
       if (Status status = allow_shared_bytes("mla_prefill", mla_prefill_kernel, kSharedBytes); !status.ok()) return status;
       first = false;
     }
