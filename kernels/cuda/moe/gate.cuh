@@ -36,7 +36,7 @@ inline constexpr int kMaxTeamWarps = 32;
 inline bool team_can_route(const RouteParams& p) {
   return p.sigmoid && p.top_k <= kTeamTopK && p.experts <= kMaxTeamWarps * 32 && (!p.grouped || p.experts == p.groups * 32);
 }
-inline int team_warps(const RouteParams& p) { return (p.experts + 31) / 32; }
+__host__ __device__ inline int team_warps(const RouteParams& p) { return (p.experts + 31) / 32; }
 
 template <int kWarps>
 struct TeamShared {

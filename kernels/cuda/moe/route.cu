@@ -177,7 +177,7 @@ __global__ __launch_bounds__(kOrderThreads)
   const int team = static_cast<int>(threadIdx.x) / (kOrderTeamWarps * 32), thread = static_cast<int>(threadIdx.x) % (kOrderTeamWarps * 32);
   const float bias = p.bias != nullptr && thread < p.experts ? p.bias[thread] : 0.0f;
   wait_for_previous();
-  const int warps = (p.experts + 31) / 32;
+  const int warps = team_warps(p);
   const int row = static_cast<int>(blockIdx.x + static_cast<unsigned>(team) * gridDim.x);  // so that few rows have an SM each
   if (row < p.rows && thread < warps * 32) route_by_team(p, row, bias, thread, warps, 1 + team, shared[team]);
   __syncwarp();

@@ -46,7 +46,7 @@ __global__ __launch_bounds__(kThreads) void route_hits_kernel(const __grid_const
   launch_dependents();
   __shared__ TeamShared<kTeamWarps> team;
   __shared__ HitsShared shared;
-  const int thread = threadIdx.x, row = blockIdx.x, warps = (p.experts + 31) / 32;
+  const int thread = threadIdx.x, row = blockIdx.x, warps = team_warps(p);
   const float bias = p.bias != nullptr && thread < p.experts ? p.bias[thread] : 0.0f;
   for (int i = thread; i < kEntries * kHitRows; i += kThreads) shared.weights[i] = 0.0f;
   if (thread < kWords) shared.hit[thread] = 0;
