@@ -26,15 +26,6 @@ constexpr Shape kShapes[] = {
     {"TP16", 128, 1}, {"TP16", 128, 8}, {"whole", 2048, 1}, {"whole", 2048, 4},
 };
 
-/// Device memory with what `values` hold.
-template <class T>
-Buffer filled(const std::vector<T>& values) {
-  Buffer buffer(static_cast<int64_t>(values.size() * sizeof(T)), Buffer::Fill::kZero);
-  cudaMemcpy(buffer.as<void>(), values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice);
-  cudaDeviceSynchronize();  // streams of time_chain do not wait for these copies
-  return buffer;
-}
-
 /// Each row's experts: kTopK - 1 at random, and the last one.
 std::vector<int32_t> random_ids(int64_t rows) {
   std::mt19937 random(7);
@@ -76,8 +67,8 @@ void measure(const Shape& shape, Report& report) {
   const Buffer moved(padded * kHidden, Buffer::Fill::kZero), moved_scales(padded * (kHidden / 128) * 4, Buffer::Fill::kZero);
   const Buffer middle(padded * width, Buffer::Fill::kNormalE4m3, 7), middle_scales(padded * (width / 128) * 4, Buffer::Fill::kScales, 8);
   const Buffer gate_up(padded * 2 * width * 2, Buffer::Fill::kZero), each(padded * kHidden * 2, Buffer::Fill::kZero), y(rows * kHidden * 2, Buffer::Fill::kZero);
-  const Buffer list = filled(tiles), list_weights = filled(hit_weights), count = filled(std::vector<int32_t>{static_cast<int32_t>(hit.size())});
-  const Buffer ids_device = filled(ids), weights = filled(std::vector<float>(static_cast<size_t>(entries), 0.3f));
+  const Buffer list(tiles), list_weights(hit_weights), count(std::vector<int32_t>{static_cast<int32_t>(hit.size())});
+  const Buffer ids_device(ids), weights(std::vector<float>(static_cast<size_t>(entries), 0.3f));
 
   const int tile_rows = grouped_tile_rows(rows, kTopK, kExperts);
   ExpertOrder order;

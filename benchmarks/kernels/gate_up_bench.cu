@@ -49,19 +49,8 @@ class ShapeBench {
         gate_up_(rows_ * n_ * 2, Buffer::Fill::kZero),
         out_(rows_ * shape.width, Buffer::Fill::kZero),
         out_scales_(rows_ * (shape.width / 128) * 4, Buffer::Fill::kZero),
-        list_(shape.max_tiles * int64_t{sizeof(ExpertTile)}, Buffer::Fill::kZero),
-        used_(4, Buffer::Fill::kZero) {
-    std::vector<ExpertTile> tiles(static_cast<size_t>(shape.max_tiles));
-    for (int64_t i = 0; i < shape.hit; ++i) {
-      tiles[static_cast<size_t>(i)] = {static_cast<int32_t>(i * count_ / shape.hit),
-                                       static_cast<int32_t>(i * ((shape.rows + 7) / 8 * 8)),
-                                       static_cast<int32_t>(shape.rows), 0};
-    }
-    const auto used = static_cast<int32_t>(shape.hit);
-    cudaMemcpy(list_.as<void>(), tiles.data(), tiles.size() * sizeof(ExpertTile), cudaMemcpyHostToDevice);
-    cudaMemcpy(used_.as<void>(), &used, 4, cudaMemcpyHostToDevice);
-    cudaDeviceSynchronize();  // streams of time_chain do not wait for these copies
-  }
+        list_(list_of(shape)),
+        used_(std::vector<int32_t>{static_cast<int32_t>(shape.hit)}) {}
 
   void measure(int splits, Report& report) {
     const Roofs roofs;
@@ -94,6 +83,15 @@ class ShapeBench {
   }
 
  private:
+  static std::vector<ExpertTile> list_of(const Shape& shape) {
+    std::vector<ExpertTile> tiles(static_cast<size_t>(shape.max_tiles));
+    for (int64_t i = 0; i < shape.hit; ++i) {
+      tiles[static_cast<size_t>(i)] = {static_cast<int32_t>(i * shape.experts / shape.hit),
+                                       static_cast<int32_t>(i * ((shape.rows + 7) / 8 * 8)),
+                                       static_cast<int32_t>(shape.rows), 0};
+    }
+    return tiles;
+  }
   Fp8Weight weight(int i) const {
     const int64_t copy = i % copies_;
     return {w_.as<uint8_t>() + copy * count_ * n_ * kK, w_scales_.as<float>() + copy * count_ * n_ / 128 * (kK / 128),

@@ -148,15 +148,7 @@ void bench_experts(int64_t n, int64_t k, int64_t experts, int64_t rows_each, dou
       list.push_back({static_cast<int32_t>(begin / rows_each), static_cast<int32_t>(begin), tile_rows, 0});
     }
     const auto count = static_cast<int32_t>(list.size());
-    const Buffer tiles(static_cast<int64_t>(list.size() * sizeof(ExpertTile)), Buffer::Fill::kZero),
-        counter(4, Buffer::Fill::kZero);
-    if (cudaMemcpy(tiles.as<void>(), list.data(), list.size() * sizeof(ExpertTile), cudaMemcpyHostToDevice) !=
-            cudaSuccess ||
-        cudaMemcpy(counter.as<void>(), &count, 4, cudaMemcpyHostToDevice) != cudaSuccess) {
-      std::fprintf(stderr, "kernel_bench: %s: cannot copy the tiles\n", kKernel);
-      return;
-    }
-    cudaDeviceSynchronize();  // streams of time_chain do not wait for these copies
+    const Buffer tiles(list), counter(std::vector<int32_t>{count});
     const ExpertTiles given{tiles.as<ExpertTile>(), counter.as<int32_t>(), count, tile_rows};
     const auto time = [&](const std::string& variant, const std::function<Status(int, Stream)>& enqueue) {
       const std::string name = variant + " for " + std::to_string(tile_rows);

@@ -122,15 +122,7 @@ class ShapeBench {
     row.peer = prefill ? "DeepGEMM contiguous" : "DeepGEMM masked";
     row.peer_us = point.peer_us;
 
-    const Buffer tiles(static_cast<int64_t>(tiling.tiles.size() * sizeof(ExpertTile)), Buffer::Fill::kZero);
-    const Buffer count(4, Buffer::Fill::kZero);
-    if (cudaMemcpy(tiles.as<void>(), tiling.tiles.data(), tiling.tiles.size() * sizeof(ExpertTile), cudaMemcpyHostToDevice) !=
-            cudaSuccess ||
-        cudaMemcpy(count.as<void>(), &tiling.count, 4, cudaMemcpyHostToDevice) != cudaSuccess) {
-      std::fprintf(stderr, "kernel_bench: %s: cannot copy the tiles\n", kKernel);
-      return;
-    }
-    cudaDeviceSynchronize();  // streams of time_chain do not wait for these copies
+    const Buffer tiles(tiling.tiles), count(std::vector<int32_t>{tiling.count});
     const ExpertTiles list{tiles.as<ExpertTile>(), count.as<int32_t>(), static_cast<int32_t>(tiling.tiles.size()), tile_rows};
     const Fp8Rows x{x_.as<uint8_t>(), x_scales_.as<float>(), rows, shape_.k, rows};
     const Bf16Matrix y{y_.as<Bf16>(), rows, shape_.n, shape_.n};

@@ -212,6 +212,10 @@ Buffer::Buffer(int64_t bytes, Fill fill, uint32_t seed) {
   }
   must(cudaDeviceSynchronize(), "fill");  // streams of time_chain do not wait for the default stream
 }
+void Buffer::copy(const void* from, size_t bytes) {
+  must(cudaMemcpy(data_, from, bytes, cudaMemcpyHostToDevice), "cudaMemcpy");
+  must(cudaDeviceSynchronize(), "copy");  // as above
+}
 Buffer::~Buffer() { cudaFree(data_); }
 Buffer::Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
 

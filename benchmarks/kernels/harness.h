@@ -52,11 +52,15 @@ class Report {
   std::vector<Row> rows_;
 };
 
-/// Device memory filled with seeded random bits of a kind; freed at exit of the owner.
+/// Device memory filled with seeded random bits of a kind, or with a copy of `values`; freed at exit of the owner.
 class Buffer {
  public:
   enum class Fill { kZero, kNormalBf16, kNormalE4m3, kScales, kNormalF32 };
   Buffer(int64_t bytes, Fill fill, uint32_t seed = 1);
+  template <class T>
+  explicit Buffer(const std::vector<T>& values) : Buffer(static_cast<int64_t>(values.size() * sizeof(T)), Fill::kZero) {
+    copy(values.data(), values.size() * sizeof(T));
+  }
   ~Buffer();
   Buffer(Buffer&& other) noexcept;
   Buffer(const Buffer&) = delete;
@@ -64,6 +68,7 @@ class Buffer {
   T* as() const { return static_cast<T*>(data_); }
 
  private:
+  void copy(const void* from, size_t bytes);
   void* data_ = nullptr;
 };
 

@@ -117,12 +117,9 @@ void measure(const Case& c, const Buffer& pool, Report& report) {
   }
   const int64_t queries = static_cast<int64_t>(s.batch) * s.rows * s.heads;
   Buffer q(queries * kCacheRow * 2, Buffer::Fill::kNormalBf16), out(queries * kLatent * 2, Buffer::Fill::kZero);
-  Buffer table_copy(static_cast<int64_t>(table.size() * 4), Buffer::Fill::kZero);
-  Buffer group_copy(static_cast<int64_t>(groups.size() * sizeof(QueryGroup)), Buffer::Fill::kZero);
+  const Buffer table_copy(table), group_copy(groups);
   const int64_t ws_bytes = mla_decode_workspace_bytes(s.batch, s.rows, s.heads);
   Buffer ws(ws_bytes, Buffer::Fill::kZero);
-  cudaMemcpy(table_copy.as<void>(), table.data(), table.size() * 4, cudaMemcpyHostToDevice);
-  cudaMemcpy(group_copy.as<void>(), groups.data(), groups.size() * sizeof(QueryGroup), cudaMemcpyHostToDevice);
   MlaDecode p{.q = q.as<Bf16>(),
               .out = out.as<Bf16>(),
               .heads = s.heads,
@@ -169,8 +166,7 @@ void measure(const Case& c, const Buffer& pool, Report& report) {
 void measure_schedule(int batch, bool deterministic, Report& report) {
   std::vector<QueryGroup> groups;
   for (int g = 0; g < batch; ++g) groups.push_back({g, g, 1, 100 + g * 37 % 8000});
-  Buffer group_copy(static_cast<int64_t>(groups.size() * sizeof(QueryGroup)), Buffer::Fill::kZero);
-  cudaMemcpy(group_copy.as<void>(), groups.data(), groups.size() * sizeof(QueryGroup), cudaMemcpyHostToDevice);
+  const Buffer group_copy(groups);
   const int64_t ws_bytes = mla_decode_workspace_bytes(batch, 1, 16);
   Buffer ws(ws_bytes, Buffer::Fill::kZero), any(1024, Buffer::Fill::kZero);
   const MlaDecode p{.q = any.as<Bf16>(),

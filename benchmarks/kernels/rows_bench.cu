@@ -114,9 +114,7 @@ void bench_rope(Rows& rows_bench, int64_t rows) {
     positions.push_back(static_cast<int32_t>(r * 37 % 8192));
     cache_rows.push_back(r);
   }
-  const Buffer positions_device(rows * 4, Buffer::Fill::kZero), cache_rows_device(rows * 8, Buffer::Fill::kZero);
-  cudaMemcpy(positions_device.as<void>(), positions.data(), positions.size() * 4, cudaMemcpyHostToDevice);
-  cudaMemcpy(cache_rows_device.as<void>(), cache_rows.data(), cache_rows.size() * 8, cudaMemcpyHostToDevice);
+  const Buffer positions_device(positions), cache_rows_device(cache_rows);
   const Buffer gain(kLatent * 4, Buffer::Fill::kNormalF32), frequencies(32 * 8, Buffer::Fill::kZero);
   const int64_t blocks = (rows + kCacheBlockTokens - 1) / kCacheBlockTokens;
   const Buffer pages(blocks * kCacheBlockTokens * kCacheRow * 2, Buffer::Fill::kZero);

@@ -119,15 +119,7 @@ class ProductBench {
         begin += (counts[e] + kExpertRowAlign - 1) / kExpertRowAlign * kExpertRowAlign;
       }
       const auto count = static_cast<int32_t>(list.size());
-      const Buffer device_list(static_cast<int64_t>(list.size() * sizeof(ExpertTile)), Buffer::Fill::kZero);
-      const Buffer device_count(4, Buffer::Fill::kZero);
-      if (cudaMemcpy(device_list.as<void>(), list.data(), list.size() * sizeof(ExpertTile), cudaMemcpyHostToDevice) !=
-              cudaSuccess ||
-          cudaMemcpy(device_count.as<void>(), &count, 4, cudaMemcpyHostToDevice) != cudaSuccess) {
-        std::fprintf(stderr, "kernel_bench: %s: cannot copy the tiles\n", kKernel);
-        return;
-      }
-      cudaDeviceSynchronize();
+      const Buffer device_list(list), device_count(std::vector<int32_t>{count});
       const ExpertTiles tiles{device_list.as<ExpertTile>(), device_count.as<int32_t>(), count, tile_rows};
       const Enqueue enqueue = [&](TileShape tile, int i, Stream stream) {
         return fp8_grouped_gemm_tiles(tile, rows(begin), weight(i), tiles, y(begin), stream);
