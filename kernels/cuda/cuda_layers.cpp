@@ -133,9 +133,10 @@ void CudaOps::attention(const Batch&, const AttentionShape&, int64_t cache_layer
   if (!pass_->spans.empty()) attend_expanded(cache_layer, weight, q, out);
 }
 
-void CudaOps::absorbed(const MlaDecode& shape, int64_t first, int64_t rows, const CudaKvProjection& kv_b, const Tensor& q, Tensor out) {
+void CudaOps::absorbed(MlaDecode shape, int64_t first, int64_t rows, const CudaKvProjection& kv_b, const Tensor& q, Tensor out) {
   constexpr int64_t kHeadRows = kNope + kValue;
-  if (absorbs_itself(rows)) {
+  shape.reads_early = absorbs_itself(rows);
+  if (shape.reads_early) {
     note(absorb_queries({.q = row_of(q, first), .q_stride = q.stride, .kv_b = kv_b.weight, .absorbed_q = absorbed_q_, .rows = rows,
                          .heads = heads_, .turn = decode_turn_.kv_a.rows > 0 ? &decode_turn_ : nullptr},
                         stream_));

@@ -175,7 +175,7 @@ class CudaOps final : public Ops {
   void attend_expanded(int64_t cache_layer, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
   /// Absorbed attention of rows [first, first + rows) of q and out, whose turned key parts lie in absorbed_q_ already, or are
   /// put there on the way (decode_turn_).
-  void absorbed(const MlaDecode& shape, int64_t first, int64_t rows, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
+  void absorbed(MlaDecode shape, int64_t first, int64_t rows, const CudaKvProjection& kv_b, const Tensor& q, Tensor out);
   MlaDecode decode_shape(int64_t cache_layer) const;
   void add_times();
   Status capture(const std::function<void()>& body, cudaGraphExec_t* graph);

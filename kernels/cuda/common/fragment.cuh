@@ -22,12 +22,5 @@ __device__ __forceinline__ void transpose_in_quad(uint32_t (&words)[4]) {
 #pragma unroll
   for (int i = 0; i < 2; ++i) swap_lanes(words[i], words[i + 2], 2);
 }
-/// Of float pairs of two neighbouring groups: returns columns 4 (q / 2) ... + 3 of group q % 2.
-__device__ __forceinline__ float4 gather_in_quad(float2 even, float2 odd) {
-  uint32_t x = __float_as_uint(even.x), y = __float_as_uint(even.y), z = __float_as_uint(odd.x), w = __float_as_uint(odd.y);
-  swap_lanes(x, z, 1);
-  swap_lanes(y, w, 1);
-  return {__uint_as_float(x), __uint_as_float(y), __uint_as_float(z), __uint_as_float(w)};
-}
 
 }  // namespace dsv3::cuda

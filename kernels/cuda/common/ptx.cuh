@@ -207,6 +207,13 @@ __device__ inline uint32_t pack_bf16(float low, float high) {
   return packed;
 }
 
+/// FP16; beyond 65504 infinite.
+__device__ inline uint32_t pack_f16(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
 /// 2^x, to 2 units in the last place; results below 2^-126 are 0, and so is 2^-inf.
 __device__ inline float exp2_approximate(float x) {
   float result;

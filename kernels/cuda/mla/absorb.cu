@@ -28,9 +28,9 @@ constexpr int absorb_shared_bytes(int64_t rows) { return weight_bytes<kWidth>() 
 // 128 heads are 512 blocks: four on an SM (64 registers a thread) and they all run at once.
 template <int kWidth>
 __global__ __launch_bounds__(kWidth * 2, 512 / kWidth) void absorb_kernel(const __grid_constant__ AbsorbParams p) {
-  launch_dependents();
   constexpr int kThreads = kWidth * 2, kPieces = kWidth / kVector, kRowPieces = kNope / kVector, kSteps = kNope / 16;
   if (blockIdx.x == kLatent / kWidth) {
+    launch_dependents();
     for (unsigned row = blockIdx.z * gridDim.y + blockIdx.y; row < static_cast<unsigned>(p.rows); row += gridDim.y * gridDim.z) {
       rope::turn_row<kThreads>(p.turn, row);
       __syncthreads();  // its shared memory serves the next row
@@ -47,6 +47,7 @@ __global__ __launch_bounds__(kWidth * 2, 512 / kWidth) void absorb_kernel(const 
   load_tile<kThreads, kPieces>(shared, p.kv_b + static_cast<int64_t>(head) * kHeadRows * kLatent + column, kLatent, kTileRows, kTileRows);
   cp_async_commit();
   wait_for_previous(p);
+  launch_dependents();  // not before: mla_decode() reads the cache and the schedule early
   load_tile<kThreads, kRowPieces>(rows, p.q + first_row * p.q_stride + head * kQueryHead, p.q_stride, padded_rows(valid), valid);
   cp_async_commit();
 

@@ -40,6 +40,7 @@ struct AbsorbQueries {
   int width = 0;  ///< 0: absorb_width(heads)
   const RopeAndCache* turn = nullptr;  ///< rope_and_cache() of the same rows, done beside it by the same launch
 };
+/// Its successor starts after its own wait: what MlaDecode::reads_early asks for.
 Status absorb_queries(const AbsorbQueries& p, Stream stream);
 
 /// out[r][h * 128 + v] = sum over c < 512 of latent[r][h][c] * W_V[h][v][c]: to BF16, to e4m3 with a scale per row and head (norm.h

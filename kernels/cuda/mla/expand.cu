@@ -156,8 +156,8 @@ __global__ __launch_bounds__(kFewThreads, 4) void expand_few_kernel(const __grid
   const int64_t latent_stride = static_cast<int64_t>(p.heads) * kLatent;
   load_tile<kFewThreads, kPieces>(rows, p.latent + head * kLatent + slice * kWidth, latent_stride, kStepRows, p.rows);
   cp_async_commit();
-  merge.run([&](int row, int quad, const float4& v) {
-    *reinterpret_cast<uint2*>(rows + tile_byte<kPieces>(row, quad / 2) + quad % 2 * 8) = {pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)};
+  merge.run([&](int row, int vector, const float (&v)[8]) {
+    *reinterpret_cast<uint4*>(rows + tile_byte<kPieces>(row, vector)) = pack_bf16_vector(v);
   });
   cp_async_wait<0>();
   __syncthreads();

@@ -21,6 +21,9 @@ struct MlaDecode {
   int32_t num_groups = 0;
   int32_t max_group_rows = 1;             ///< upper bound of QueryGroup::rows here, <= kMaxGroupRows
   bool deterministic = false;             ///< splits at fixed positions: a row's bits do not depend on the batch
+  /// The kernel ahead lets its successor start after its own wait only, and writes no cached row before a group's `start`, nor
+  /// tables, groups or schedule: these may be read before it has ended. BF16 cache.
+  bool reads_early = false;
 };
 /// Scratch: partial outputs and log-sum-exps of splits, and counters that are zero before and after every call. The schedule
 /// of a step is worked out on the device from `groups` (once a step; layers reuse it), so a captured graph serves any lengths.

@@ -20,7 +20,7 @@ struct Registers<KvFormat::kBf16> {
 };
 template <>
 struct Registers<KvFormat::kFp8> {
-  static constexpr int kOutput = 160, kScore = 96, kLoad = 96;
+  static constexpr int kOutput = 160, kScore = 104, kLoad = 88;
 };
 
 /// Column pair i (of 32) and row r (of 2) of a thread's output: columns 8 i + 2 (lane % 4) and + 1 of the half.
@@ -28,20 +28,29 @@ __device__ __forceinline__ float2 pair_of(const float (&acc)[2][64], int i, int 
   return {acc[i / 16][i % 16 * 4 + 2 * r], acc[i / 16][i % 16 * 4 + 2 * r + 1]};
 }
 
-/// Joins the split in acc to this thread's values in the block's folding slot (deterministic). Each thread has 64 pairs
-/// there.
+/// Joins the split in acc to this thread's 64 pairs of the block's folding slot (deterministic). Rounds as a piece in a slot of its
+/// own is rounded.
 __device__ __forceinline__ void fold_piece(const DecodePiece& piece, float2* slot, float (&acc)[2][64],
                                            const float2 (&stats)[2], DecodeFold (&state)[2]) {
-  if (piece.first == 0) {
-    for (int r = 0; r < 2; ++r) state[r] = {stats[r].x, stats[r].y};
-  } else {
-    float keep[2], add[2];
-    for (int r = 0; r < 2; ++r) fold_row(state[r], {stats[r].x, stats[r].y}, keep[r], add[r]);
+  float keep[2], add[2], inverse[2];
+  for (int r = 0; r < 2; ++r) {
+    if (piece.first == 0) state[r] = {};
+    fold_row(state[r], {stats[r].x, stats[r].y}, keep[r], add[r]);
+    inverse[r] = inverse_of(stats[r].y);
+  }
+#pragma unroll
+  for (int i = 0; i < 128; ++i) {
+    float& value = acc[i / 64][i % 64];
+    value = __half2float(__float2half_rn(__fmul_rn(value, inverse[i / 2 % 2])));
+    if (piece.first == 0) value = fold_value(0, value, 0, add[i / 2 % 2]);
+  }
+  if (piece.first > 0) {
 #pragma unroll
     for (int i = 0; i < 64; ++i) {
       const float2 before = slot[i * 256 + threadIdx.x];
-      acc[i / 32][i % 32 * 2] = fold_value(before.x, acc[i / 32][i % 32 * 2], keep[i % 2], add[i % 2]);
-      acc[i / 32][i % 32 * 2 + 1] = fold_value(before.y, acc[i / 32][i % 32 * 2 + 1], keep[i % 2], add[i % 2]);
+      float &x = acc[i / 32][i % 32 * 2], &y = acc[i / 32][i % 32 * 2 + 1];
+      x = fold_value(before.x, x, keep[i % 2], add[i % 2]);
+      y = fold_value(before.y, y, keep[i % 2], add[i % 2]);
     }
   }
   if (piece.last == piece.blocks) return;
@@ -49,49 +58,54 @@ __device__ __forceinline__ void fold_piece(const DecodePiece& piece, float2* slo
   for (int i = 0; i < 64; ++i) slot[i * 256 + threadIdx.x] = {acc[i / 32][i % 32 * 2], acc[i / 32][i % 32 * 2 + 1]};
 }
 
-/// Rows of the tile that are the group's: normalised to the output.
-__device__ __forceinline__ void write_output(const MlaDecode& p, const DecodePiece& piece, int tile,
-                                             const float (&acc)[2][64], const float (&sums)[2]) {
+/// Rows of the tile below `rows`, normalised, to to[64][512]. pack(x, y): two neighbouring columns as a word.
+template <class Value, class Pack>
+__device__ __forceinline__ void write_rows(Value* to, int rows, const float (&acc)[2][64], const float (&sums)[2], Pack&& pack) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, half = threadIdx.x / 128;
-  const int rows = piece.group.rows * p.heads - tile * kDecodeTileRows;
-  Bf16* const group_out = p.out + static_cast<int64_t>(piece.group.row_begin) * p.heads * kLatent;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = 16 * warp + lane / 4 + 8 * r;
-    const float inverse = __frcp_rn(sums[r]);
-    Bf16* to = group_out + static_cast<int64_t>(tile * kDecodeTileRows + row) * kLatent + half * 256 + lane % 4 * 8;
+    const float inverse = inverse_of(sums[r]);
+    Value* mine = to + row * kLatent + half * 256 + lane % 4 * 8;
 #pragma unroll
     for (int i = 0; i < 32; i += 4) {
       uint32_t words[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const float2 values = pair_of(acc, i + j, r);
-        words[j] = pack_bf16(__fmul_rn(values.x, inverse), __fmul_rn(values.y, inverse));
+        words[j] = pack(__fmul_rn(values.x, inverse), __fmul_rn(values.y, inverse));
       }
       transpose_in_quad(words);
-      if (row < rows) *reinterpret_cast<uint4*>(to + 8 * i) = {words[0], words[1], words[2], words[3]};
+      if (row < rows) *reinterpret_cast<uint4*>(mine + 8 * i) = {words[0], words[1], words[2], words[3]};
     }
   }
 }
 
-/// The same, not normalised, to the piece's slot.
+/// Rows of the tile that are the group's.
+__device__ __forceinline__ int rows_in_tile(const MlaDecode& p, const DecodePiece& piece, int tile) {
+  return piece.group.rows * p.heads - tile * kDecodeTileRows;
+}
+
+__device__ __forceinline__ void write_output(const MlaDecode& p, const DecodePiece& piece, int tile,
+                                             const float (&acc)[2][64], const float (&sums)[2]) {
+  const int64_t at = static_cast<int64_t>(piece.group.row_begin) * p.heads + tile * kDecodeTileRows;
+  write_rows(p.out + at * kLatent, rows_in_tile(p, piece, tile), acc, sums, [](float x, float y) { return pack_bf16(x, y); });
+}
+
+/// To the piece's slot, with the rows' statistics.
 __device__ __forceinline__ void write_piece(const MlaDecode& p, const DecodePiece& piece, const DecodeShape& shape,
                                             const DecodeScratch& scratch, int tile, const float (&acc)[2][64],
                                             const float2 (&stats)[2]) {
-  const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, half = threadIdx.x / 128;
-  const int rows = piece.group.rows * p.heads - tile * kDecodeTileRows;
+  const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+  const int rows = rows_in_tile(p, piece, tile);
+  const int64_t at = (static_cast<int64_t>(piece.slot) * shape.tiles + tile) * kDecodeTileRows;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = 16 * warp + lane / 4 + 8 * r;
-    const int64_t at = (static_cast<int64_t>(piece.slot) * shape.tiles + tile) * kDecodeTileRows + row;
-    if (row < rows && half == 0 && lane % 4 == 0) scratch.stats[at] = stats[r];
-    float* to = scratch.output + at * kLatent + half * 256 + lane % 2 * 8 + lane % 4 / 2 * 4;
-#pragma unroll
-    for (int i = 0; i < 32; i += 2) {
-      const float4 values = gather_in_quad(pair_of(acc, i, r), pair_of(acc, i + 1, r));
-      if (row < rows) *reinterpret_cast<float4*>(to + 8 * i) = values;
-    }
+    if (row < rows && threadIdx.x < 128 && lane % 4 == 0) scratch.stats[at + row] = stats[r];
   }
+  const float sums[2] = {stats[0].y, stats[1].y};
+  write_rows(scratch.output + at * kLatent, rows, acc, sums, [](float x, float y) { return pack_f16(x, y); });
 }
 
 /// grid: (tiles, parts).
@@ -121,14 +135,16 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
 
   if (warpgroup == 3) {
     shrink_registers<Limits::kLoad>();
-    wait_for_previous();
+    bool early = !kFp8 && p.reads_early;
+    if (!early) wait_for_previous();
     if constexpr (kFp8) {
       for_each_piece(p, *scratch.schedule, shape, part, tile,
                      [&](const DecodePiece& piece) { load_blocks_fp8(p, piece, shared, n); });
     } else if (threadIdx.x / 32 % 4 == 0) {
-      for_each_piece(p, *scratch.schedule, shape, part, tile,
-                     [&](const DecodePiece& piece) { load_blocks_bf16(p, piece, &map, shared, n, shape.tiles > 1); });
+      for_each_piece<true>(p, *scratch.schedule, shape, part, tile,
+                           [&](const DecodePiece& piece) { load_blocks_bf16(p, piece, &map, shared, n, shape.tiles > 1, early); });
     }
+    if (early) wait_for_previous();
   } else if (warpgroup == 2) {
     if constexpr (Limits::kScore < 128) {
       shrink_registers<Limits::kScore>();
@@ -154,7 +170,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
     float acc[2][64];
 #pragma unroll
     for (int i = 0; i < 128; ++i) acc[i / 64][i % 64] = 0;
-    DecodeFold state[2] = {};
+    DecodeFold state[2];
     for_each_piece(p, *scratch.schedule, shape, part, tile, [&](const DecodePiece& piece) {
       float2 stats[2];
       output_blocks<kFormat>(piece, warpgroup, shared, acc, stats, n);
@@ -164,8 +180,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1)
       } else if (piece.slot < shape.slots()) {
         write_piece(p, piece, shape, scratch, tile, acc, stats);
       } else {
-        float2* slot = reinterpret_cast<float2*>(scratch.output) +
-                       (static_cast<int64_t>(piece.slot) * shape.tiles + tile) * (kDecodeTileRows * kLatent / 2);
+        float2* slot = scratch.folds + (static_cast<int64_t>(piece.slot - shape.slots()) * shape.tiles + tile) * kDecodeTilePairs;
         fold_piece(piece, slot, acc, stats, state);
         const float sums[2] = {state[0].sum, state[1].sum};
         if (piece.last == piece.blocks) write_output(p, piece, tile, acc, sums);

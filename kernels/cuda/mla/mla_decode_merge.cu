@@ -1,71 +1,67 @@
 // Joins the pieces of groups that several parts worked on. Few pieces: a warp takes half a row and joins one piece
 // after the other, with the arithmetic that the main kernel folds with. Many (a long sequence over the whole device): a
-// block of 512 threads takes a row, 4 strands of pieces x 128 threads of 4 columns.
+// block of 512 threads takes a row, 8 strands of pieces x 64 threads of 8 columns.
 #include <algorithm>
 
 #include "../common/launch.cuh"
 #include "../common/ptx.cuh"
+#include "../norm/rows.cuh"
 #include "mla_decode_pieces.cuh"
 
 namespace dsv3::cuda {
 namespace {
 
-constexpr int kColumnThreads = kLatent / 4, kStrands = 4, kThreads = kColumnThreads * kStrands;
+constexpr int kColumnThreads = kLatent / 8, kStrands = 8, kThreads = kColumnThreads * kStrands;
 constexpr int kFewPieces = 8;   // all that deterministic splits can be
 constexpr int kWarpPieces = 32;  // that a warp can join; worth its while where rows for whole blocks would make several rounds
 constexpr int kFewRows = kThreads / 64;
 constexpr int kBlocksAnSm = 2;  // and as many in the grid: a second wave would wait for the latencies of the first
 static_assert(kThreads >= kMaxDecodeParts, "a thread loads one piece's maximum and sum");
 
-__device__ __forceinline__ void store_row(Bf16* to, float4 out, float inverse) {
-  *reinterpret_cast<uint2*>(to) = {pack_bf16(__fmul_rn(out.x, inverse), __fmul_rn(out.y, inverse)),
-                                   pack_bf16(__fmul_rn(out.z, inverse), __fmul_rn(out.w, inverse))};
+__device__ __forceinline__ void store_row(Bf16* to, const float (&out)[8], float inverse) {
+  float v[8];
+#pragma unroll
+  for (int i = 0; i < 8; ++i) v[i] = __fmul_rn(out[i], inverse);
+  *reinterpret_cast<uint4*>(to) = pack_bf16_vector(v);
 }
 
-/// One warp, half a row. The loads of the first piece and of a batch are on their way before any is used: as many as
-/// fit into the registers of two blocks an SM.
+/// One warp, half a row. The loads of a batch are on their way before any is used, the first ones' before those of the statistics.
 __device__ __forceinline__ void merge_few(const MergeRow& pieces, int half, Bf16* to) {
-  constexpr int kBatch = 3, kLoads = 2;  // of 4 columns
-  const int lane = threadIdx.x % 32, count = pieces.count;
-  const auto column = [&](int j) { return half * (kLatent / 2) + 4 * (lane + 32 * j); };
-  float4 out[kLoads];
-#pragma unroll
-  for (int j = 0; j < kLoads; ++j) out[j] = pieces.values(0, column(j));  // the first piece always exists
-  const float2 mine = lane < count ? pieces.stats(lane) : float2{0, 0};
-  const uint32_t exist = __ballot_sync(~0u, lane < count && pieces.exists(lane));
-  DecodeFold state{__shfl_sync(~0u, mine.x, 0), __shfl_sync(~0u, mine.y, 0)};
-#pragma unroll 1
-  for (int base = 1; base < count; base += kBatch) {
-    float4 values[kBatch][kLoads];
+  constexpr int kBatch = 6;  // what fits into the registers of two blocks an SM
+  const int lane = threadIdx.x % 32, count = pieces.count, column = half * (kLatent / 2) + 8 * lane;
+  uint4 values[kBatch];
+  const auto load = [&](int base) {
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      if (base + i >= count) continue;
-#pragma unroll
-      for (int j = 0; j < kLoads; ++j) values[i][j] = pieces.values(base + i, column(j));  // not used if it isn't there
+      if (base + i < count) values[i] = pieces.values(base + i, column);  // not used if it isn't there
     }
+  };
+  load(0);
+  const float2 mine = lane < count ? pieces.stats(lane) : float2{0, 0};
+  const uint32_t exist = __ballot_sync(~0u, lane < count && pieces.exists(lane));
+  DecodeFold state;
+  float out[8] = {};
+#pragma unroll 1
+  for (int base = 0; base < count; base += kBatch) {
+    if (base > 0) load(base);
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const DecodeFold next{__shfl_sync(~0u, mine.x, base + i), __shfl_sync(~0u, mine.y, base + i)};
       if (base + i >= count || (exist >> (base + i) & 1) == 0) continue;
-      float keep, add;
+      float keep, add, more[8];
       fold_row(state, next, keep, add);
+      unpack_f16(values[i], more);
 #pragma unroll
-      for (int j = 0; j < kLoads; ++j) {
-        const float4 more = values[i][j];
-        out[j] = {fold_value(out[j].x, more.x, keep, add), fold_value(out[j].y, more.y, keep, add),
-                  fold_value(out[j].z, more.z, keep, add), fold_value(out[j].w, more.w, keep, add)};
-      }
+      for (int j = 0; j < 8; ++j) out[j] = fold_value(out[j], more[j], keep, add);
     }
   }
-  const float inverse = __frcp_rn(state.sum);
-#pragma unroll
-  for (int j = 0; j < kLoads; ++j) store_row(to + column(j), out[j], inverse);
+  store_row(to + column, out, __frcp_rn(state.sum));
 }
 
 /// The whole block, one row.
 __device__ __forceinline__ void merge_many(const MergeRow& pieces, Bf16* to) {
-  __shared__ float tops[kThreads], weights[kThreads], sums[kThreads];
-  __shared__ float4 strand_sums[kStrands - 1][kColumnThreads];
+  __shared__ float tops[kThreads], weights[kThreads];
+  __shared__ float strand_sums[kStrands - 1][8][kColumnThreads];
   const int thread = threadIdx.x, column = thread % kColumnThreads, strand = thread / kColumnThreads,
             lane = thread % 32;
   const int count = pieces.count;
@@ -76,29 +72,28 @@ __device__ __forceinline__ void merge_many(const MergeRow& pieces, Bf16* to) {
   float top = -INFINITY;
   for (int k = lane; k < count; k += 32) top = fmaxf(top, tops[k]);
   for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(~0u, top, step));
-  const float weight = exp2f(mine.x - top);  // some piece holds key 0, so top is finite
-  weights[thread] = weight;
-  sums[thread] = weight * mine.y;
+  weights[thread] = exp2f(mine.x - top) * mine.y;  // some piece holds key 0, so top is finite
   __syncthreads();
   float sum = 0;
-  for (int k = lane; k < count; k += 32) sum += sums[k];
+  for (int k = lane; k < count; k += 32) sum += weights[k];
   for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
-  float4 out{0, 0, 0, 0};
+  float out[8] = {};
 #pragma unroll 8
   for (int k = strand; k < count; k += kStrands) {
     const float w = weights[k];
-    const float4 values =
-        w != 0.0f ? pieces.values(k, 4 * column) : float4{0, 0, 0, 0};  // what was not written is not read
-    out = {out.x + w * values.x, out.y + w * values.y, out.z + w * values.z, out.w + w * values.w};
+    add_piece(out, w, w != 0.0f ? pieces.values(k, 8 * column) : uint4{0, 0, 0, 0});  // what was not written is not read
   }
-  if (strand > 0) strand_sums[strand - 1][column] = out;
+  if (strand > 0) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) strand_sums[strand - 1][i][column] = out[i];
+  }
   __syncthreads();
   if (strand == 0) {
     for (int s = 0; s < kStrands - 1; ++s) {
-      const float4 other = strand_sums[s][column];
-      out = {out.x + other.x, out.y + other.y, out.z + other.z, out.w + other.w};
+#pragma unroll
+      for (int i = 0; i < 8; ++i) out[i] += strand_sums[s][i][column];
     }
-    store_row(to + 4 * column, out, __frcp_rn(sum));
+    store_row(to + 8 * column, out, __frcp_rn(sum));
   }
   __syncthreads();  // the arrays serve the next row
 }

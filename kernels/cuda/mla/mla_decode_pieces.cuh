@@ -28,15 +28,32 @@ struct MergeRow {
   /// A part without a block left its slot alone.
   __device__ bool exists(int k) const {
     if (deterministic) return true;
-    // From L2: the schedule may be younger than what the multiprocessor has cached.
-    const int4 part = __ldcg(reinterpret_cast<const int4*>(&scratch.schedule->part[begin + k]));
+    const int4 part = read_fresh(&scratch.schedule->part[begin + k]);
     return part.x != part.z || part.y != part.w;
   }
   __device__ float2 stats(int k) const { return scratch.stats[at(k)]; }
-  __device__ float4 values(int k, int column) const {
-    return *reinterpret_cast<const float4*>(scratch.output + static_cast<int64_t>(at(k)) * kLatent + column);
+  /// Eight latents from `column` on.
+  __device__ uint4 values(int k, int column) const {
+    return *reinterpret_cast<const uint4*>(scratch.output + static_cast<int64_t>(at(k)) * kLatent + column);
   }
 };
+
+/// Eight values of a piece, taken apart.
+__device__ __forceinline__ void unpack_f16(const uint4& raw, float (&v)[8]) {
+  const __half2* const pairs = reinterpret_cast<const __half2*>(&raw);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 two = __half22float2(pairs[i]);
+    v[2 * i] = two.x, v[2 * i + 1] = two.y;
+  }
+}
+/// sum += weight * the eight values of a piece.
+__device__ __forceinline__ void add_piece(float (&sum)[8], float weight, const uint4& raw) {
+  float v[8];
+  unpack_f16(raw, v);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) sum[i] = fmaf(weight, v[i], sum[i]);
+}
 
 /// Joins the pieces of all groups that the schedule lists, for one head and `kWidth` of the 512 latents from `column` on, by all
 /// kWarps warps of a block: teams of warps take a row each, side by side. For few rows. Not for deterministic mode: pieces are summed by
@@ -48,7 +65,7 @@ class SliceMerge {
     int merges;
     DecodeMerge merge[kPieceRows];
     float weights[kWarps][kMaxDecodeParts];
-    float4 sums[kWarps][kWidth / 4];
+    alignas(16) float sums[kWarps][kWidth];
   };
 
   /// By all threads: has a barrier of the block. One warp reads for the others, as many blocks do the same.
@@ -58,7 +75,7 @@ class SliceMerge {
       const int merges = min(__ldcg(&schedule().merges), kPieceRows), m = threadIdx.x;
       if (m == 0) shared.merges = merges;
       if (m < kPieceRows) {
-        const int4 merge = __ldcg(reinterpret_cast<const int4*>(&schedule().merge[m]));
+        const int4 merge = read_fresh(&schedule().merge[m]);
         shared.merge[m] = m < merges ? DecodeMerge{merge.x, merge.y, merge.z, merge.w} : DecodeMerge{0, 0, 0, 0};
       }
     }
@@ -68,7 +85,7 @@ class SliceMerge {
     find(0);
   }
 
-  /// store(row, i, values): four neighbouring latents, column + 4 i, of the batch's row, normalised. Where there are any, the block's
+  /// store(row, i, values): eight neighbouring latents, column + 8 i, of the batch's row, normalised. Where there are any, the block's
   /// copies (cp.async) have come before, and it ends with a barrier of the block.
   template <class Store>
   __device__ void run(Store&& store) {
@@ -80,9 +97,9 @@ class SliceMerge {
   }
 
  private:
-  static constexpr int kQuads = kWidth / 4, kStrands = 32 / kQuads;  // of a warp
+  static constexpr int kVectors = kWidth / 8, kStrands = 32 / kVectors;  // of a warp
   static constexpr int kRounds = kMaxDecodeParts / 32, kAhead = 4;
-  static_assert(kQuads <= 32 && kWarps <= 16);
+  static_assert(kVectors <= 32 && kWarps <= 16);
 
   __device__ const DecodeSchedule& schedule() const { return *pieces_.scratch.schedule; }
   __device__ MergeRow row() const { return MergeRow(pieces_.scratch, pieces_.shape, merge_, false, row_ * heads_ + head_); }
@@ -112,11 +129,11 @@ class SliceMerge {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, member = warp % team_warps_;
     const MergeRow from = row();
     const int count = merge_.count;
-    const int strand = member * kStrands + lane / kQuads, strands = team_warps_ * kStrands, quad = lane % kQuads;
+    const int strand = member * kStrands + lane / kVectors, strands = team_warps_ * kStrands, vector = lane % kVectors;
     const auto load = [&](int k) {
-      return k < count ? from.values(k, column_ + 4 * quad) : float4{0, 0, 0, 0};  // not used where there is no piece
+      return k < count ? from.values(k, column_ + 8 * vector) : uint4{0, 0, 0, 0};  // not used where there is no piece
     };
-    float4 ahead[kAhead];
+    uint4 ahead[kAhead];
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) ahead[j] = load(strand + j * strands);
 
@@ -132,37 +149,43 @@ class SliceMerge {
 #pragma unroll
     for (int j = 0; j < kRounds; ++j) {
       if (32 * j >= count) break;
-      const float weight = exp2f(stats[j].x - top);  // some piece holds key 0, so top is finite
-      sum += weight * stats[j].y;
+      const float weight = exp2f(stats[j].x - top) * stats[j].y;  // some piece holds key 0, so top is finite
+      sum += weight;
       shared.weights[warp][lane + 32 * j] = weight;
     }
     for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(~0u, sum, step);
     __syncwarp();
 
-    float4 out{0, 0, 0, 0};
-    const auto add = [&](int k, const float4& values) {
+    float out[8] = {};
+    const auto add = [&](int k, const uint4& values) {
       const float weight = k < count ? shared.weights[warp][k] : 0.0f;
-      if (weight == 0.0f) return;  // what was not written may be NaN
-      out = {out.x + weight * values.x, out.y + weight * values.y, out.z + weight * values.z, out.w + weight * values.w};
+      if (weight != 0.0f) add_piece(out, weight, values);  // what was not written may be NaN
     };
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) add(strand + j * strands, ahead[j]);
     for (int k = strand + kAhead * strands; k < count; k += strands) add(k, load(k));
 #pragma unroll
-    for (int step = kQuads; step < 32; step *= 2) {
-      out.x += __shfl_xor_sync(~0u, out.x, step), out.y += __shfl_xor_sync(~0u, out.y, step);
-      out.z += __shfl_xor_sync(~0u, out.z, step), out.w += __shfl_xor_sync(~0u, out.w, step);
+    for (int step = kVectors; step < 32; step *= 2) {
+#pragma unroll
+      for (float& value : out) value += __shfl_xor_sync(~0u, value, step);
     }
-    if (lane < kQuads) shared.sums[warp][quad] = out;
+    float* const sums = shared.sums[warp] + 8 * vector;
+    if (lane < kVectors) {
+      *reinterpret_cast<float4*>(sums) = {out[0], out[1], out[2], out[3]};
+      *reinterpret_cast<float4*>(sums + 4) = {out[4], out[5], out[6], out[7]};
+    }
     cp_async_wait<0>();
     __syncthreads();
-    if (count > 0 && member == 0 && lane < kQuads) {
+    if (count > 0 && member == 0 && lane < kVectors) {
       for (int w = 1; w < team_warps_; ++w) {
-        const float4 more = shared.sums[warp + w][quad];
-        out = {out.x + more.x, out.y + more.y, out.z + more.z, out.w + more.w};
+        const float4 low = *reinterpret_cast<const float4*>(sums + w * kWidth), high = *reinterpret_cast<const float4*>(sums + w * kWidth + 4);
+        out[0] += low.x, out[1] += low.y, out[2] += low.z, out[3] += low.w;
+        out[4] += high.x, out[5] += high.y, out[6] += high.z, out[7] += high.w;
       }
       const float inverse = __frcp_rn(sum);
-      store(merge_.row_begin + row_, quad, float4{out.x * inverse, out.y * inverse, out.z * inverse, out.w * inverse});
+#pragma unroll
+      for (float& value : out) value *= inverse;
+      store(merge_.row_begin + row_, vector, out);
     }
     __syncthreads();  // what was stored is there, and the arrays serve the next rows
   }

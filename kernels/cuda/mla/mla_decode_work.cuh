@@ -13,17 +13,33 @@ struct DecodePiece {
   int slot;  ///< -1: the whole group, written to the output
 };
 
-/// Calls work(piece) for the pieces of (part, tile).
-template <class Work>
+/// 16 bytes from L2: who reads before wait_for_previous() could find what an earlier step left in the multiprocessor's cache.
+template <class T>
+__device__ __forceinline__ int4 read_fresh(const T* at) {
+  return __ldcg(reinterpret_cast<const int4*>(at));
+}
+
+/// Calls work(piece) for the pieces of (part, tile). kEarly: perhaps before wait_for_previous().
+template <bool kEarly = false, class Work>
 __device__ __forceinline__ void for_each_piece(const MlaDecode& p, const DecodeSchedule& schedule,
                                                const DecodeShape& shape, int part, int tile, Work&& work) {
   const DecodePart& mine = schedule.part[part];
-  const DecodeCut begin = mine.begin, end = mine.end;
+  DecodeCut begin = mine.begin, end = mine.end;
+  if constexpr (kEarly) {
+    const int4 cuts = read_fresh(&mine.begin);
+    begin = {cuts.x, cuts.y}, end = {cuts.z, cuts.w};
+  }
   const bool fold = p.deterministic && schedule.fold != 0;
   int first = begin.block;
   for (int g = begin.group; g < end.group || (g == end.group && end.block > 0); ++g, first = 0) {
     DecodePiece piece;
-    piece.group = *(g == begin.group ? &mine.first : p.groups + g);
+    const QueryGroup* const at = g == begin.group ? &mine.first : p.groups + g;
+    if constexpr (kEarly) {
+      const int4 group = read_fresh(at);
+      piece.group = {group.x, group.y, group.z, group.w};
+    } else {
+      piece.group = *at;
+    }
     if (piece.group.rows * p.heads <= tile * kDecodeTileRows) continue;
     piece.index = g;
     piece.blocks = group_blocks(piece.group);
@@ -44,17 +60,20 @@ __device__ __forceinline__ void for_each_piece(const MlaDecode& p, const DecodeS
   }
 }
 
+/// What normalises a row: 0 where it saw no key.
+__device__ __forceinline__ float inverse_of(float sum) { return sum == 0.0f ? 0.0f : __frcp_rn(sum); }
+
 /// One row's state of the online softmax without its output.
 struct DecodeFold {
-  float top, sum;
+  float top = -INFINITY, sum = 0;
 };
-/// Joins `next` to `state`; outputs become output * keep + next's * add. Both users of this must round alike: no
-/// contraction.
+/// Joins `next` to `state`; the unnormalised output becomes output * keep + next's normalised one * add. Both users of this must
+/// round alike: no contraction.
 __device__ __forceinline__ void fold_row(DecodeFold& state, const DecodeFold& next, float& keep, float& add) {
   const float top = fmaxf(state.top, next.top);
   keep = exp2f(__fsub_rn(state.top, top));
-  add = exp2f(__fsub_rn(next.top, top));
-  state.sum = __fmaf_rn(next.sum, add, __fmul_rn(state.sum, keep));
+  add = __fmul_rn(exp2f(__fsub_rn(next.top, top)), next.sum);
+  state.sum = __fmaf_rn(state.sum, keep, add);
   state.top = top;
 }
 __device__ __forceinline__ float fold_value(float state, float next, float keep, float add) {
