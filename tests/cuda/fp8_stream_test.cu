@@ -27,6 +27,12 @@ TEST(GemmChoice, WhatLeavesL2First) {
   EXPECT_TRUE(tiles_evict_first(int64_t{4608} * 7168));
   EXPECT_FALSE(tiles_evict_first(int64_t{2112} * 7168));
   EXPECT_FALSE(tiles_evict_first(int64_t{7168} * 16384));
+  const auto experts = [](int64_t n, int64_t k, int64_t count, int max_tiles, int64_t rows) {
+    return experts_evict_first({nullptr, nullptr, max_tiles, 128}, {nullptr, nullptr, n, k, count}, rows);
+  };
+  EXPECT_TRUE(experts(4096, 7168, 8, 8, 1024));
+  EXPECT_FALSE(experts(4096, 7168, 8, 16, 1024));   // weights are read twice
+  EXPECT_FALSE(experts(7168, 2048, 32, 32, 2048));  // 33 MB of activations
 }
 
 TEST(GemmChoice, ShapesOfTheModel) {
@@ -122,15 +128,15 @@ TEST(GemmChoice, Experts) {
     return choice.kernel == GemmKernel::kStream ? std::string("stream") : to_string(choice.tile);
   };
   EXPECT_EQ(choose(32, 32, 7168, 2048, 32, false), "stream");
-  EXPECT_EQ(choose(64, 32, 4096, 7168, 32, false), "stream");
+  EXPECT_EQ(choose(64, 32, 4096, 7168, 32, false), "64x128 alone");
   EXPECT_EQ(choose(64, 8, 7168, 2048, 8, false), "64x64 alone");
   EXPECT_EQ(choose(64, 8, 7168, 2048, 8, true), "stream");
   EXPECT_EQ(choose(128, 8, 4096, 7168, 8, false), "128x128");
-  EXPECT_EQ(choose(128, 257, 512, 7168, 257, false), "256x128");  // near 256 experts
-  EXPECT_EQ(choose(128, 32, 4096, 7168, 32, false), "stream");
+  EXPECT_EQ(choose(128, 257, 512, 7168, 257, false), "128x128 alone");  // near 256 experts
+  EXPECT_EQ(choose(128, 32, 4096, 7168, 32, false), "128x128 alone");
   EXPECT_EQ(choose(128, 64, 4096, 7168, 32, false), "128x192");  // two tiles an expert: prompts
   EXPECT_EQ(choose(128, 64, 4096, 7168, 32, true), "stream");
-  EXPECT_EQ(choose(64, 60, 2816, 2048, 64, false), "stream");  // nothing near was measured
+  EXPECT_EQ(choose(64, 60, 2816, 2048, 64, false), "64x128");  // nothing near was measured
   EXPECT_EQ(choose(128, 60, 2816, 2048, 64, false), "128x128");
   for (const bool deterministic : {false, true})
     EXPECT_EQ(choose(256, 27, 4096, 7168, 17, deterministic), "256x128");  // no other takes such lists

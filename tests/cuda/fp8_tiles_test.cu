@@ -199,6 +199,20 @@ TEST(Fp8TilesChoice, GroupedTileHoldsTheRows) {
   EXPECT_EQ(to_string(choose_grouped_tiles(128, 512)), "128x128");  // 192 would waste a third
 }
 
+TEST(Fp8TilesChoice, BandsOfRowTiles) {
+  const auto band = [](int tile_rows, int max_tiles, int64_t k, int64_t experts) {
+    const ExpertTiles tiles{nullptr, nullptr, max_tiles, tile_rows};
+    return band_tiles(tile_rows, max_tiles > 0 ? &tiles : nullptr, {nullptr, nullptr, 7168, k, experts});
+  };
+  EXPECT_EQ(band(128, 0, 2048, 1), 16);       // dense
+  EXPECT_EQ(band(128, 300, 2048, 256), 1);    // about a tile each
+  EXPECT_EQ(band(256, 300, 2048, 256), 1);
+  EXPECT_EQ(band(128, 768, 2048, 256), 4);    // a few
+  EXPECT_EQ(band(128, 768, 256, 256), 2);     // a few, short K
+  EXPECT_EQ(band(256, 768, 256, 256), 1);
+  EXPECT_EQ(band(128, 2048, 2048, 256), 16);  // many
+}
+
 TEST(Fp8Tiles, EachTileOnce) {  // short enough for every sanitizer
   DSV3_NEEDS_GPU();
   check_dense(65, 136, 1664);

@@ -40,12 +40,6 @@ Status check(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y) {
   return {};
 }
 
-/// Row tiles of a band. About 2048 rows; 1024 where experts have few tiles: then x alone is shared, by all columns of a
-/// band at once.
-int band_tiles(int rows, const Fp8Weight& w, const ExpertTiles* tiles) {
-  return (tiles != nullptr && tiles->max_tiles < 3 * w.count ? 1024 : 2048) / rows;
-}
-
 template <int kRows, int kCols, int kCluster, bool kSkipWaves = false>
 Status launch_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, const ExpertTiles* tiles,
                     Stream stream) {
@@ -62,8 +56,9 @@ Status launch_tiles(const Fp8Rows& x, const Fp8Weight& w, const Bf16Matrix& y, c
   p.k_blocks = static_cast<int>(w.k / kQuantGroup);
   p.n_blocks = static_cast<int>((w.n + kQuantGroup - 1) / kQuantGroup);
   p.n_groups = static_cast<int>((w.n + kCluster * kCols - 1) / (kCluster * kCols));
-  p.band = band_tiles(kRows, w, tiles);
-  p.evict_first = tiles == nullptr && x.rows <= std::min(kRows, 128) && tiles_evict_first(w.n * w.k);  // else others read the same weights
+  p.band = band_tiles(kRows, tiles, w);
+  // Not where others read the same weights.
+  p.evict_first = tiles == nullptr ? x.rows <= std::min(kRows, 128) && tiles_evict_first(w.n * w.k) : experts_evict_first(*tiles, w, x.rows);
   int64_t row_tiles = (x.rows + kRows - 1) / kRows;
   if (tiles != nullptr) {
     p.list = tiles->tiles;

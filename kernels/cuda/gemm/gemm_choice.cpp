@@ -74,13 +74,12 @@ struct MeasuredExperts {
   int64_t n, k, experts;
   Best best[2];
 };
-constexpr Best kStream64{64, 128, 1}, kStream128{128, 128, 1};
 constexpr MeasuredExperts kMeasuredExperts[] = {
-    {4096, 7168, 8,   {{64, 128}, {128, 128, 0, kPair}}}, {7168, 2048, 8,   {{64, 64}, {128, 64}}},
-    {4096, 7168, 32,  {kStream64, kStream128}},           {7168, 2048, 32,  {{64, 128}, {128, 64}}},
-    {4096, 7168, 256, {kStream64, kStream128}},           {7168, 2048, 256, {kStream64, kStream128}},
-    {512, 7168, 256,  {kStream64, {256, 128, 0, kPair}}}, {7168, 256, 256,  {{64, 128, 0, kPair}, {128, 96}}},
-    {256, 7168, 256,  {{64, 128, 0, kPair}, {128, 128, 0, kPair}}}, {7168, 128, 256, {{64, 128}, {128, 128, 0, kPair}}},
+    {4096, 7168, 8,   {{64, 128}, {128, 128, 0, kPair}}},           {7168, 2048, 8,   {{64, 64}, {128, 64}}},
+    {4096, 7168, 32,  {{64, 128}, {128, 128}}},                     {7168, 2048, 32,  {{64, 128}, {128, 64}}},
+    {4096, 7168, 256, {{64, 128}, {128, 192, 0, kPair}}},           {7168, 2048, 256, {{64, 128}, {128, 64}}},
+    {512, 7168, 256,  {{64, 128, 0, kPair}, {128, 128}}},           {7168, 256, 256,  {{64, 128, 0, kPair}, {128, 96}}},
+    {256, 7168, 256,  {{64, 128, 0, kPair}, {128, 128, 0, kPair}}}, {7168, 128, 256,  {{64, 128}, {128, 128, 0, kPair}}},
 };
 // clang-format on
 constexpr double kNear = 1.3;         // n and k of a measured product that speaks for another one: at most this far off
@@ -222,6 +221,10 @@ bool few_rows_each(const ExpertTiles& tiles, int64_t experts) {
   return tiles.max_tiles < 2 * experts;
 }
 
+bool experts_evict_first(const ExpertTiles& tiles, const Fp8Weight& w, int64_t rows) {
+  return few_rows_each(tiles, w.count) && rows * (w.k + 2 * w.n) <= 20'000'000;
+}
+
 GroupedChoice choose_grouped_gemm(const ExpertTiles& tiles, const Fp8Weight& w, bool deterministic) {
   GroupedChoice choice;
   if (tiles.tile_rows <= 32 || (deterministic && tiles.tile_rows <= kStreamTileRows)) return choice;
@@ -229,14 +232,10 @@ GroupedChoice choose_grouped_gemm(const ExpertTiles& tiles, const Fp8Weight& w, 
   choice.tile = choose_grouped_tiles(tiles.tile_rows, w.n);
   if (tiles.tile_rows > 128 || !few_rows_each(tiles, w.count)) return choice;
   if (const Best known = nearest_experts(tiles.tile_rows, w); known.rows > 0) {
-    if (known.splits > 0) choice.kernel = GemmKernel::kStream;
     choice.tile = {known.rows, known.cols, known.blocks};
-    return choice;
-  }
-  if (tiles.tile_rows == 128)
+  } else if (tiles.tile_rows == 128) {
     choice.tile = {128, 128};  // about a tile for each expert: of wider ones there would be too few
-  // Enough items to even out, and long ones: weights come at the speed of HBM, and the tensor core keeps up.
-  if (tiles.tile_rows <= 64 || (w.count >= 32 && w.n >= 4096 && w.k >= 2048)) choice.kernel = GemmKernel::kStream;
+  }
   return choice;
 }
 

@@ -63,6 +63,15 @@ TileShape choose_grouped_tiles(int tile_rows, int64_t n) {
   return cost(wide) < cost(narrow) ? wide : narrow;
 }
 
+int band_tiles(int tile_rows, const ExpertTiles* tiles, const Fp8Weight& w) {
+  constexpr int64_t kFewTiles = 6, kShortK = 512;
+  int rows = 2048;
+  if (tiles != nullptr && tiles->max_tiles < kFewTiles * w.count) {
+    rows = w.k <= kShortK ? 256 : tiles->max_tiles < 2 * w.count ? tile_rows : 512;
+  }
+  return std::max(1, rows / tile_rows);
+}
+
 std::string to_string(TileShape tile) {
   return std::to_string(tile.rows) + "x" + std::to_string(tile.cols) + (tile.blocks == 1 ? " alone" : "");
 }

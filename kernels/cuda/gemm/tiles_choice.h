@@ -36,6 +36,13 @@ inline constexpr std::array<TileShape, 14> kTileShapes = {{{256, 128},
 TileShape choose_tiles(int64_t m, int64_t n, int64_t k, int sms);
 /// For lists of tiles of up to `tile_rows` rows (8 .. 256), whose number only the device knows.
 TileShape choose_grouped_tiles(int tile_rows, int64_t n);
+/// Tiles of the list's or the product's rows (tiles null) that are done for all columns before the next are. A band of many rows shares
+/// W and x where both come from L2. Experts with one tile each share x alone: one expert after the other, all its columns at once
+/// (256 experts of 128 rows, us with 1024 rows and with 1 tile: 4096x7168 2884 and 2825, 7168x2048 1516 and 1459, 512x7168 421 and 414).
+/// With a few tiles each, whose weights are to be read once, about as many as an expert has (256 rows each: 4096x7168 3688 and, with 512
+/// rows, 3519). Where K is short, outputs are most of the traffic, and whole rows of them are written best (7168x256: 607 and, with 256
+/// rows, 580).
+int band_tiles(int tile_rows, const ExpertTiles* tiles, const Fp8Weight& w);
 /// Cycles of the model behind choose_tiles().
 double modelled_cycles(TileShape tile, int64_t m, int64_t n, int64_t k, int sms);
 /// "256x128"
