@@ -193,10 +193,12 @@ TEST(Fp8TilesChoice, PicksACompiledTile) {
 
 TEST(Fp8TilesChoice, GroupedTileHoldsTheRows) {
   for (const int rows : {8, 16, 32, 64, 128, 256}) {
-    for (const int64_t n : {96, 256, 512, 4096, 7168}) EXPECT_GE(choose_grouped_tiles(rows, n).rows, rows);
+    for (const int64_t n : {96, 256, 512, 4096, 7168}) EXPECT_GE(choose_grouped_tiles(rows, n, 2048).rows, rows);
   }
-  EXPECT_EQ(choose_grouped_tiles(256, 512).rows, 256);
-  EXPECT_EQ(to_string(choose_grouped_tiles(128, 512)), "128x128");  // 192 would waste a third
+  EXPECT_EQ(choose_grouped_tiles(256, 512, 7168).rows, 256);
+  EXPECT_EQ(to_string(choose_grouped_tiles(128, 512, 7168)), "128x128");  // 192 would waste a third
+  EXPECT_EQ(to_string(choose_grouped_tiles(128, 7168, 2048)), "128x192");
+  EXPECT_EQ(to_string(choose_grouped_tiles(128, 7168, 256)), "128x128");
 }
 
 TEST(Fp8TilesChoice, BandsOfRowTiles) {
@@ -363,7 +365,7 @@ TEST(Fp8Tiles, WaitsForTheKernelBefore) {
                            reinterpret_cast<const uint8_t*>(host_list.get()),
                            static_cast<int64_t>(list.size() * sizeof(ExpertTile))));
       const ExpertTiles tiles{late_list.get(), count.get(), static_cast<int32_t>(list.size()), 128};
-      ASSERT_OK(fp8_grouped_gemm_tiles(choose_grouped_tiles(128, o.n), x, o.w(), tiles, o.y(), nullptr));
+      ASSERT_OK(fp8_grouped_gemm_tiles(choose_grouped_tiles(128, o.n, o.k), x, o.w(), tiles, o.y(), nullptr));
     } else {
       ASSERT_OK(fp8_gemm_tiles(chosen(x, o.w()), x, o.w(), o.y(), nullptr));
     }

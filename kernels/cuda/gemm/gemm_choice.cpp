@@ -229,7 +229,7 @@ GroupedChoice choose_grouped_gemm(const ExpertTiles& tiles, const Fp8Weight& w, 
   GroupedChoice choice;
   if (tiles.tile_rows <= 32 || (deterministic && tiles.tile_rows <= kStreamTileRows)) return choice;
   choice.kernel = GemmKernel::kTiles;
-  choice.tile = choose_grouped_tiles(tiles.tile_rows, w.n);
+  choice.tile = choose_grouped_tiles(tiles.tile_rows, w.n, w.k);
   if (tiles.tile_rows > 128 || !few_rows_each(tiles, w.count)) return choice;
   if (const Best known = nearest_experts(tiles.tile_rows, w); known.rows > 0) {
     choice.tile = {known.rows, known.cols, known.blocks};

@@ -35,7 +35,9 @@ inline constexpr std::array<TileShape, 14> kTileShapes = {{{256, 128},
 /// The tile with the least modelled time for y[m, n] over k on `sms` multiprocessors.
 TileShape choose_tiles(int64_t m, int64_t n, int64_t k, int sms);
 /// For lists of tiles of up to `tile_rows` rows (8 .. 256), whose number only the device knows.
-TileShape choose_grouped_tiles(int tile_rows, int64_t n);
+TileShape choose_grouped_tiles(int tile_rows, int64_t n, int64_t k);
+/// Of experts: K so short that outputs are most of the traffic.
+inline constexpr int64_t kShortK = 512;
 /// Tiles of the list's or the product's rows (tiles null) that are done for all columns before the next are. A band of many rows shares
 /// W and x where both come from L2. Experts with one tile each share x alone: one expert after the other, all its columns at once
 /// (256 experts of 128 rows, us with 1024 rows and with 1 tile: 4096x7168 2884 and 2825, 7168x2048 1516 and 1459, 512x7168 421 and 414).
