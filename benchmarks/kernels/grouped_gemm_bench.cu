@@ -127,8 +127,9 @@ class ShapeBench {
     const Fp8Rows x{x_.as<uint8_t>(), x_scales_.as<float>(), rows, shape_.k, rows};
     const Bf16Matrix y{y_.as<Bf16>(), rows, shape_.n, shape_.n};
 
-    // Decode: chains long enough that their ends do not count. Prefill: short ones, before the power limit lowers the clock.
-    const int launches = std::max({copies_, prefill ? 1 : 10, static_cast<int>(std::min(100.0, 1000.0 / (row.limit_us * 1.3 + 1.0)) + 1)});
+    // Decode: chains long enough that their ends do not count. Many rows: short ones, before the power limit lowers the clock.
+    const int chain = prefill ? 1 : std::clamp(static_cast<int>(8000.0 / row.limit_us), 1, 10);
+    const int launches = std::max({copies_, chain, static_cast<int>(std::min(100.0, 1000.0 / (row.limit_us * 1.3 + 1.0)) + 1)});
     const int replays = row.limit_us > 500 ? 3 : 5;
     const Result<Timing> ours = time_chain(
         launches, replays, [&](int i, Stream stream) { return fp8_grouped_gemm(x, weight(i), list, y, GemmOptions{}, stream); });
