@@ -135,8 +135,9 @@ void CudaOps::attention(const Batch&, const AttentionShape&, int64_t cache_layer
 
 void CudaOps::absorbed(MlaDecode shape, int64_t first, int64_t rows, const CudaKvProjection& kv_b, const Tensor& q, Tensor out) {
   constexpr int64_t kHeadRows = kNope + kValue;
-  shape.reads_early = absorbs_itself(rows);
-  if (shape.reads_early) {
+  // Of a sequence in several groups, the later ones would read early what the first one's rows are only now cached in.
+  shape.reads_early = absorbs_itself(rows) && limits_.num_drafts < kMaxGroupRows;
+  if (absorbs_itself(rows)) {
     note(absorb_queries({.q = row_of(q, first), .q_stride = q.stride, .kv_b = kv_b.weight, .absorbed_q = absorbed_q_, .rows = rows,
                          .heads = heads_, .turn = decode_turn_.kv_a.rows > 0 ? &decode_turn_ : nullptr},
                         stream_));
@@ -319,14 +320,16 @@ void CudaOps::experts(int64_t rows, const Tensor& x, const Tensor& x_fp8, const 
   const ExpertTiles tiles{order.tiles, order.num_tiles, static_cast<int32_t>(expert_order_tiles(rows, top_k, mine.count, tile_rows)), tile_rows};
   if (mine.fp8) {
     const GemmOptions options{options_.deterministic};
-    note(permute_rows(quantised_rows(x_fp8, rows), order, b.input, stream_));
+    Fp8Rows input = b.input, middle = b.middle;  // as many rows as this step can have
+    input.rows = middle.rows = order.capacity;
+    note(permute_rows(quantised_rows(x_fp8, rows), order, input, stream_));
     if (!options_.deterministic && use_fused_gate_up(tile_rows, rows, top_k, mine.width)) {
-      note(fp8_gate_up(b.input, mine.fp8_gate_up, tiles, b.middle, {.ue8m0 = options_.ue8m0}, stream_));
+      note(fp8_gate_up(input, mine.fp8_gate_up, tiles, middle, {.ue8m0 = options_.ue8m0}, stream_));
     } else {
-      note(fp8_grouped_gemm(b.input, mine.fp8_gate_up, tiles, b.gate_up, options, stream_));
-      note(silu_mul_permuted(b.gate_up, order, b.middle, options_.ue8m0, stream_));
+      note(fp8_grouped_gemm(input, mine.fp8_gate_up, tiles, b.gate_up, options, stream_));
+      note(silu_mul_permuted(b.gate_up, order, middle, options_.ue8m0, stream_));
     }
-    note(fp8_grouped_gemm(b.middle, mine.fp8_down, tiles, b.output, options, stream_));
+    note(fp8_grouped_gemm(middle, mine.fp8_down, tiles, b.output, options, stream_));
   } else {
     note(permute_rows(bf16(x, rows), order, b.input_bf16, stream_));
     note(simple_bf16_grouped_gemm(b.input_bf16, mine.bf16_gate_up, tiles, b.gate_up, stream_));

@@ -18,7 +18,7 @@ constexpr int64_t kDefaultCpuCacheBytes = 2 * kGiB;
 constexpr int64_t kCudaGraphBytes = 512 * kMiB;
 constexpr int64_t kNcclBytes = 512 * kMiB;
 constexpr int64_t kExpandedTokens = 8192;  // cached prefix rows that prefill expands to keys and values at a time
-constexpr int64_t kSplitParts = 2 * 160;   // partial outputs of decode attention: two for each multiprocessor
+constexpr int64_t kMultiprocessors = 132;  // decode attention keeps pieces of 64 query rows for each
 constexpr int64_t kSlotBytes = 64 << 10;   // sampling rules and lists of one slot
 constexpr int64_t kWorkspaceBytes = 160 * kMiB;  // 32 MiB of the BLAS library, row lists, and a reserve
 
@@ -191,7 +191,7 @@ std::vector<MemoryLine> cuda_step_lines(const ModelConfig& c, const MemoryReques
   const int64_t latent = c.kv_lora_rank;
   const int64_t attention = absorbed * heads * (c.cache_row() + latent) * 2 + keys * c.cache_row() * 2 +
                             keys * heads * (c.qk_nope_head_dim + c.v_head_dim) * 2 + rows * heads * 4 +
-                            kSplitParts * std::min<int64_t>(1 + drafts, 4) * heads * (latent + 2) * 4 + absorbed * 256;
+                            kMultiprocessors * 64 * (4 * (latent * 2 + 8) + latent * 4) + absorbed * 256;
 
   int64_t experts = 0;
   if (c.n_routed_experts > 0) {

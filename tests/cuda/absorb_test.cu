@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "late_writer.cuh"
 #include "mla_decode_case.cuh"
 #include "rows_reference.h"
 #include "simple_reference.cuh"
@@ -300,6 +301,36 @@ void check_pieces(const MlaShape& shape, int width) {
   ASSERT_EQ(want.size(), joined.size());
   // What mla_decode_test.cu allows a row of latents, and the rounding of the result.
   EXPECT_LT(relative_l2(joined, want, cols).worst_row, shape.format == KvFormat::kFp8 ? 2e-2 : 7e-3);
+}
+
+/// What the kernel before the queries' writes late is there for an attention that reads early.
+TEST(CudaAbsorb, EarlyReadersFindWhatIsOlder) {
+  DSV3_NEEDS_GPU();
+  constexpr int kHeads = 16;
+  const MlaBatch batch({.heads = kHeads, .groups = {{1, 200}}, .max_group_rows = 1, .seed = 5});
+  const Guarded<uint8_t> scratch(static_cast<size_t>(mla_decode_workspace_bytes(1, 1, kHeads)) + 256);
+  const MlaWorkspace ws{reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(scratch.get()) + 255) / 256 * 256),
+                        static_cast<int64_t>(scratch.size()) - 256};
+  MlaDecode decode = batch.params();
+  ASSERT_OK(mla_decode_schedule(decode, ws, nullptr));
+  ASSERT_OK(mla_decode(decode, ws, nullptr));
+  expect_synced();
+  const std::vector<float> want = batch.output("before");
+
+  uint8_t* const row = batch.cached_row(0, 10);
+  const Guarded<uint8_t> late(static_cast<size_t>(decode.pages.row_bytes()));
+  ASSERT_EQ(cudaMemcpy(late.get(), row, late.size(), cudaMemcpyDeviceToDevice), cudaSuccess);
+  ASSERT_EQ(cudaMemset(row, 0xFF, late.size()), cudaSuccess);
+  const Weights weights(kHeads);
+  const Guarded<Bf16> q(queries(1, kHeads, kHeads * kQueryHead)), absorbed(kHeads * kCacheRow);
+  decode.reads_early = true;
+  ASSERT_OK(write_late(row, late.get(), static_cast<int64_t>(late.size())));
+  ASSERT_OK(absorb_queries({.q = q.get(), .q_stride = kHeads * kQueryHead, .kv_b = weights.view(), .absorbed_q = absorbed.get(), .rows = 1,
+                            .heads = kHeads},
+                           nullptr));
+  ASSERT_OK(mla_decode(decode, ws, nullptr));
+  expect_synced();
+  EXPECT_EQ(want, batch.output("behind a late writer"));
 }
 
 TEST(CudaAbsorb, ValuesOutOfPieces) {

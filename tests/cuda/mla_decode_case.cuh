@@ -42,6 +42,12 @@ class MlaBatch {
   void poison_output() { out_->poison(); }
   /// Values of group g alone, [rows, heads, 512], as bits.
   std::vector<uint16_t> bits_of(int group) const;
+  /// The cached row of a position; kCacheBlockTokens rows of a block lie together.
+  uint8_t* cached_row(int group, int position) const {
+    const int32_t block = table_[static_cast<size_t>(host_groups_[static_cast<size_t>(group)].slot) * static_cast<size_t>(params_.max_blocks) +
+                                 static_cast<size_t>(position / kCacheBlockTokens)];
+    return pages_->get() + (static_cast<int64_t>(block) * kCacheBlockTokens + position % kCacheBlockTokens) * row_bytes();
+  }
   /// Lets group g here read the same q and the same cached rows as group `from` of another batch.
   void copy_group(int group, const MlaBatch& other, int from);
 

@@ -1,5 +1,6 @@
 // MLA decode against float64: ragged lengths, groups of several rows, both page formats, shuffled and poisoned pages.
 #include "kernels/cuda/mla/mla_decode_plan.h"
+#include "late_writer.cuh"
 #include "mla_decode_case.cuh"
 
 namespace dsv3::cuda::testing {
@@ -152,6 +153,29 @@ TEST(MlaDecodeTest, NoGroupsAndEmptyGroups) {
   EXPECT_OK(mla_decode_schedule(p, {}, nullptr));
   EXPECT_OK(mla_decode(p, {}, nullptr));
   EXPECT_OK(simple_mla_decode(p, nullptr));
+}
+
+/// The rows of this step come late: older blocks may be read before, theirs not.
+TEST(MlaDecodeTest, EarlyReadersWaitForThisStepsRows) {
+  DSV3_NEEDS_GPU();
+  for (const MlaShape& shape : {MlaShape{.heads = 16, .groups = {{1, 130}}, .seed = 21}, MlaShape{.heads = 16, .groups = {{3, 127}}, .seed = 22},
+                                MlaShape{.heads = 16, .groups = {{1, 3000}}, .seed = 23}}) {
+    SCOPED_TRACE(shape.name());
+    const MlaBatch batch(shape);
+    const Workspace ws(batch.params());
+    run_fast(batch.params(), ws);
+    const std::vector<float> want = batch.output(shape.name());
+    uint8_t* const row = batch.cached_row(0, shape.groups[0].second);
+    const Guarded<uint8_t> late(static_cast<size_t>(batch.params().pages.row_bytes()));
+    ASSERT_EQ(cudaMemcpy(late.get(), row, late.size(), cudaMemcpyDeviceToDevice), cudaSuccess);
+    ASSERT_EQ(cudaMemset(row, 0xFF, late.size()), cudaSuccess);
+    MlaDecode early = batch.params();
+    early.reads_early = true;
+    ASSERT_OK(write_late(row, late.get(), static_cast<int64_t>(late.size())));
+    ASSERT_OK(mla_decode(early, ws.view, nullptr));
+    expect_synced();
+    EXPECT_EQ(want, batch.output(shape.name()));
+  }
 }
 
 TEST(MlaDecodeTest, WrongArgumentsAreRefused) {

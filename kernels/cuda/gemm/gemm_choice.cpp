@@ -69,7 +69,7 @@ constexpr Measured kMeasured[] = {
     {7168, 2304,  {{{16, 64, 1}, {32, 64, 1}, {64, 64}, {128, 64}, {128, 128}, {128, 128}, {256, 128, 0, kPair}}}},
 };
 
-/// The same for experts: a tile of up to 64 rows each, of up to 128 rows each.
+/// The same for experts, tensor-core tiles alone: of up to 64 rows each, of up to 128 rows each.
 struct MeasuredExperts {
   int64_t n, k, experts;
   Best best[2];

@@ -17,7 +17,7 @@ struct MlaDecode {
   KvPages pages;
   const int32_t* block_tables = nullptr;  ///< [slots, max_blocks]
   int32_t max_blocks = 0;                 ///< row length of block_tables
-  const QueryGroup* groups = nullptr;     ///< device, [num_groups]; group with rows 0: its rows of `out` may be left alone
+  const QueryGroup* groups = nullptr;     ///< device, [num_groups], on 16 bytes; group with rows 0: its rows of `out` may be left alone
   int32_t num_groups = 0;
   int32_t max_group_rows = 1;             ///< upper bound of QueryGroup::rows here, <= kMaxGroupRows
   bool deterministic = false;             ///< splits at fixed positions: a row's bits do not depend on the batch
@@ -25,7 +25,7 @@ struct MlaDecode {
   /// tables, groups or schedule: these may be read before it has ended. BF16 cache.
   bool reads_early = false;
 };
-/// Scratch: partial outputs and log-sum-exps of splits, and counters that are zero before and after every call. The schedule
+/// Scratch: outputs of pieces in FP16, with each row's maximum and sum. The schedule
 /// of a step is worked out on the device from `groups` (once a step; layers reuse it), so a captured graph serves any lengths.
 struct MlaWorkspace {
   void* data = nullptr;

@@ -58,14 +58,13 @@ __device__ __forceinline__ void fold_piece(const DecodePiece& piece, float2* slo
   for (int i = 0; i < 64; ++i) slot[i * 256 + threadIdx.x] = {acc[i / 32][i % 32 * 2], acc[i / 32][i % 32 * 2 + 1]};
 }
 
-/// Rows of the tile below `rows`, normalised, to to[64][512]. pack(x, y): two neighbouring columns as a word.
+/// Rows of the tile below `rows`, times `inverses`, to to[64][512]. pack(x, y): two neighbouring columns as a word.
 template <class Value, class Pack>
-__device__ __forceinline__ void write_rows(Value* to, int rows, const float (&acc)[2][64], const float (&sums)[2], Pack&& pack) {
+__device__ __forceinline__ void write_rows(Value* to, int rows, const float (&acc)[2][64], const float (&inverses)[2], Pack&& pack) {
   const int warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32, half = threadIdx.x / 128;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = 16 * warp + lane / 4 + 8 * r;
-    const float inverse = inverse_of(sums[r]);
     Value* mine = to + row * kLatent + half * 256 + lane % 4 * 8;
 #pragma unroll
     for (int i = 0; i < 32; i += 4) {
@@ -73,7 +72,7 @@ __device__ __forceinline__ void write_rows(Value* to, int rows, const float (&ac
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         const float2 values = pair_of(acc, i + j, r);
-        words[j] = pack(__fmul_rn(values.x, inverse), __fmul_rn(values.y, inverse));
+        words[j] = pack(__fmul_rn(values.x, inverses[r]), __fmul_rn(values.y, inverses[r]));
       }
       transpose_in_quad(words);
       if (row < rows) *reinterpret_cast<uint4*>(mine + 8 * i) = {words[0], words[1], words[2], words[3]};
@@ -89,7 +88,8 @@ __device__ __forceinline__ int rows_in_tile(const MlaDecode& p, const DecodePiec
 __device__ __forceinline__ void write_output(const MlaDecode& p, const DecodePiece& piece, int tile,
                                              const float (&acc)[2][64], const float (&sums)[2]) {
   const int64_t at = static_cast<int64_t>(piece.group.row_begin) * p.heads + tile * kDecodeTileRows;
-  write_rows(p.out + at * kLatent, rows_in_tile(p, piece, tile), acc, sums, [](float x, float y) { return pack_bf16(x, y); });
+  const float inverses[2] = {__frcp_rn(sums[0]), __frcp_rn(sums[1])};
+  write_rows(p.out + at * kLatent, rows_in_tile(p, piece, tile), acc, inverses, [](float x, float y) { return pack_bf16(x, y); });
 }
 
 /// To the piece's slot, with the rows' statistics.
@@ -104,8 +104,8 @@ __device__ __forceinline__ void write_piece(const MlaDecode& p, const DecodePiec
     const int row = 16 * warp + lane / 4 + 8 * r;
     if (row < rows && threadIdx.x < 128 && lane % 4 == 0) scratch.stats[at + row] = stats[r];
   }
-  const float sums[2] = {stats[0].y, stats[1].y};
-  write_rows(scratch.output + at * kLatent, rows, acc, sums, [](float x, float y) { return pack_f16(x, y); });
+  const float inverses[2] = {inverse_of(stats[0].y), inverse_of(stats[1].y)};
+  write_rows(scratch.output + at * kLatent, rows, acc, inverses, [](float x, float y) { return pack_f16(x, y); });
 }
 
 /// grid: (tiles, parts).

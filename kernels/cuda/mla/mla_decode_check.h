@@ -22,8 +22,8 @@ inline Status check_mla_decode(const MlaDecode& p) {
   }
   if (p.max_blocks < 1 || p.pages.num_blocks < 1) return wrong("no KV blocks");
   for (const void* pointer :
-       {static_cast<const void*>(p.q), static_cast<const void*>(p.out), static_cast<const void*>(p.pages.data)}) {
-    if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) return wrong("q, out or pages not on 16 bytes");
+       {static_cast<const void*>(p.q), static_cast<const void*>(p.out), static_cast<const void*>(p.pages.data), static_cast<const void*>(p.groups)}) {
+    if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) return wrong("q, out, pages or groups not on 16 bytes");
   }
   return {};
 }

@@ -7,7 +7,8 @@
 // A part that holds all blocks of a group writes the group's output; a piece of a group goes to a slot of the scratch
 // memory (normalised, in FP16, with the row's maximum and sum), and mla_decode_merge joins the pieces, or, of up to
 // kPieceRows rows, expand_values() (absorb.h). FP16 is eight times finer than the BF16 that the joined row is rounded to, and
-// half the traffic of float32; a mean of normed latents stays far below its limit, 22.7 times the largest gain of the norm.
+// half the traffic of float32. A mean of normed latents stays far below its limit: 22.7 times the largest gain of the norm. Below 2^-14
+// its steps are 2^-24, a 2^-16th of a row's values where the gain is 2^-8.
 //
 // Deterministic: pieces are the splits of split_blocks() whoever walks them, and are joined one after the other. Where
 // all splits fit into the slots, each gets its own. Else (many long sequences) groups stay whole and their block joins
@@ -24,7 +25,7 @@
 namespace dsv3::cuda {
 
 inline constexpr int kDecodeTileRows = 64, kMaxDecodeGroups = 1024, kMaxDecodeParts = 256;
-inline constexpr int kDecodeSlotsAPart = 4;  ///< and one more for folding
+inline constexpr int kDecodeSlotsAPart = 4;
 
 struct DecodeShape {
   int tiles = 1;  ///< of a group of max_group_rows rows
@@ -60,7 +61,7 @@ struct DecodeSchedule {
 struct DecodeScratch {
   DecodeSchedule* schedule = nullptr;
   float2* stats = nullptr;   ///< [slots][tiles][64]: maximum (of scale * log2 e * score), sum
-  __half* output = nullptr;  ///< [slots][tiles][64][512]: of each piece, normalised; 0 where a row saw no key
+  __half* output = nullptr;  ///< [slots][tiles][64][512]: of each piece, normalised; 0 where a row saw no key (finite latents)
   float2* folds = nullptr;   ///< [parts][tiles][64 * 512 / 2]: what a block has folded, unnormalised; pairs in the threads' order
 };
 inline constexpr int kPieceRows = 8;  ///< rows up to which whoever takes the outputs can join the pieces

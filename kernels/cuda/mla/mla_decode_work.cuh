@@ -60,7 +60,7 @@ __device__ __forceinline__ void for_each_piece(const MlaDecode& p, const DecodeS
   }
 }
 
-/// What normalises a row: 0 where it saw no key.
+/// What normalises a row of a piece: 0 where it saw no key.
 __device__ __forceinline__ float inverse_of(float sum) { return sum == 0.0f ? 0.0f : __frcp_rn(sum); }
 
 /// One row's state of the online softmax without its output.
