@@ -136,8 +136,9 @@ void CudaOps::attention(const Batch&, const AttentionShape&, int64_t cache_layer
 void CudaOps::absorbed(MlaDecode shape, int64_t first, int64_t rows, const CudaKvProjection& kv_b, const Tensor& q, Tensor out) {
   constexpr int64_t kHeadRows = kNope + kValue;
   // Of a sequence in several groups, the later ones would read early what the first one's rows are only now cached in.
-  shape.reads_early = absorbs_itself(rows) && limits_.num_drafts < kMaxGroupRows;
-  if (absorbs_itself(rows)) {
+  const bool own_queries = absorbs_itself(rows);
+  shape.reads_early = own_queries && limits_.num_drafts < kMaxGroupRows;
+  if (own_queries) {
     note(absorb_queries({.q = row_of(q, first), .q_stride = q.stride, .kv_b = kv_b.weight, .absorbed_q = absorbed_q_, .rows = rows,
                          .heads = heads_, .turn = decode_turn_.kv_a.rows > 0 ? &decode_turn_ : nullptr},
                         stream_));

@@ -72,14 +72,14 @@ constexpr Measured kMeasured[] = {
 /// The same for experts, tensor-core tiles alone: of up to 64 rows each, of up to 128 rows each.
 struct MeasuredExperts {
   int64_t n, k, experts;
-  Best best[2];
+  TileShape best[2];
 };
 constexpr MeasuredExperts kMeasuredExperts[] = {
-    {4096, 7168, 8,   {{64, 128}, {128, 128, 0, kPair}}},           {7168, 2048, 8,   {{64, 64}, {128, 64}}},
-    {4096, 7168, 32,  {{64, 128}, {128, 128}}},                     {7168, 2048, 32,  {{64, 128}, {128, 64}}},
-    {4096, 7168, 256, {{64, 128}, {128, 192, 0, kPair}}},           {7168, 2048, 256, {{64, 128}, {128, 64}}},
-    {512, 7168, 256,  {{64, 128, 0, kPair}, {128, 128}}},           {7168, 256, 256,  {{64, 128, 0, kPair}, {128, 96}}},
-    {256, 7168, 256,  {{64, 128, 0, kPair}, {128, 128, 0, kPair}}}, {7168, 128, 256,  {{64, 128}, {128, 128, 0, kPair}}},
+    {4096, 7168, 8,   {{64, 128, 1}, {128, 128, kPair}}},     {7168, 2048, 8,   {{64, 64, 1}, {128, 64, 1}}},
+    {4096, 7168, 32,  {{64, 128, 1}, {128, 128, 1}}},         {7168, 2048, 32,  {{64, 128, 1}, {128, 64, 1}}},
+    {4096, 7168, 256, {{64, 128, 1}, {128, 192, kPair}}},     {7168, 2048, 256, {{64, 128, 1}, {128, 64, 1}}},
+    {512, 7168, 256,  {{64, 128, kPair}, {128, 128, 1}}},     {7168, 256, 256,  {{64, 128, kPair}, {128, 96, 1}}},
+    {256, 7168, 256,  {{64, 128, kPair}, {128, 128, kPair}}}, {7168, 128, 256,  {{64, 128, 1}, {128, 128, kPair}}},
 };
 // clang-format on
 constexpr double kNear = 1.3;         // n and k of a measured product that speaks for another one: at most this far off
@@ -103,7 +103,8 @@ Best nearest(int64_t m, int64_t n, int64_t k) {
   return found == nullptr ? Best{} : found->best[static_cast<size_t>(at - std::begin(kMeasuredRows))];
 }
 
-Best nearest_experts(int tile_rows, const Fp8Weight& w) {
+/// The same for experts.
+TileShape nearest_experts(int tile_rows, const Fp8Weight& w) {
   const MeasuredExperts* found = nullptr;
   double least = 0;
   for (const MeasuredExperts& measured : kMeasuredExperts) {
@@ -113,7 +114,7 @@ Best nearest_experts(int tile_rows, const Fp8Weight& w) {
     if (found != nullptr && by_n * by_k * by_count >= least) continue;
     found = &measured, least = by_n * by_k * by_count;
   }
-  return found == nullptr ? Best{} : found->best[tile_rows <= 64 ? 0 : 1];
+  return found == nullptr ? TileShape{} : found->best[tile_rows <= 64 ? 0 : 1];
 }
 
 int64_t count_blocks(const StreamShape& shape, int64_t m, int64_t n) {
@@ -217,10 +218,6 @@ GemmChoice choose_gemm(int64_t m, int64_t n, int64_t k, bool deterministic) {
   return choice;
 }
 
-bool few_rows_each(const ExpertTiles& tiles, int64_t experts) {
-  return tiles.max_tiles < 2 * experts;
-}
-
 bool experts_evict_first(const ExpertTiles& tiles, const Fp8Weight& w, int64_t rows) {
   return few_rows_each(tiles, w.count) && rows * (w.k + 2 * w.n) <= 20'000'000;
 }
@@ -231,8 +228,8 @@ GroupedChoice choose_grouped_gemm(const ExpertTiles& tiles, const Fp8Weight& w, 
   choice.kernel = GemmKernel::kTiles;
   choice.tile = choose_grouped_tiles(tiles.tile_rows, w.n, w.k);
   if (tiles.tile_rows > 128 || !few_rows_each(tiles, w.count)) return choice;
-  if (const Best known = nearest_experts(tiles.tile_rows, w); known.rows > 0) {
-    choice.tile = {known.rows, known.cols, known.blocks};
+  if (const TileShape known = nearest_experts(tiles.tile_rows, w); known.rows > 0) {
+    choice.tile = known;
   } else if (tiles.tile_rows == 128) {
     choice.tile = {128, 128};  // about a tile for each expert: of wider ones there would be too few
   }

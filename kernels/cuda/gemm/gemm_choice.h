@@ -50,8 +50,6 @@ struct GroupedChoice {
   TileShape tile;  ///< kTiles
 };
 GroupedChoice choose_grouped_gemm(const ExpertTiles& tiles, const Fp8Weight& w, bool deterministic);
-/// Whether a list can hold fewer than two tiles for each of so many experts: on average less than a tile of rows.
-bool few_rows_each(const ExpertTiles& tiles, int64_t experts);
 
 /// Whether copies of weights that a launch reads once ask L2 to drop them first, so that the layer's activations stay. Not where the weights
 /// are more than L2: it asks HBM for 256 bytes a row, half of which is the next stage's, and those are dropped too. Measured on an H100: as

@@ -64,11 +64,15 @@ TileShape choose_grouped_tiles(int tile_rows, int64_t n, int64_t k) {
   return k > kShortK && cost(wide) < cost(narrow) ? wide : narrow;
 }
 
+bool few_rows_each(const ExpertTiles& tiles, int64_t experts) {
+  return tiles.max_tiles < 2 * experts;
+}
+
 int band_tiles(int tile_rows, const ExpertTiles* tiles, const Fp8Weight& w) {
   constexpr int64_t kFewTiles = 6;
   int rows = 2048;
   if (tiles != nullptr && tiles->max_tiles < kFewTiles * w.count) {
-    rows = w.k <= kShortK ? 256 : tiles->max_tiles < 2 * w.count ? tile_rows : 512;
+    rows = w.k <= kShortK ? 256 : few_rows_each(*tiles, w.count) ? tile_rows : 512;
   }
   return std::max(1, rows / tile_rows);
 }

@@ -36,6 +36,8 @@ inline constexpr std::array<TileShape, 14> kTileShapes = {{{256, 128},
 TileShape choose_tiles(int64_t m, int64_t n, int64_t k, int sms);
 /// For lists of tiles of up to `tile_rows` rows (8 .. 256), whose number only the device knows.
 TileShape choose_grouped_tiles(int tile_rows, int64_t n, int64_t k);
+/// Whether a list can hold fewer than two tiles for each of so many experts: on average less than a tile of rows.
+bool few_rows_each(const ExpertTiles& tiles, int64_t experts);
 /// Of experts: K so short that outputs are most of the traffic.
 inline constexpr int64_t kShortK = 512;
 /// Tiles of the list's or the product's rows (tiles null) that are done for all columns before the next are. A band of many rows shares

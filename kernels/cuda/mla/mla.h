@@ -25,8 +25,8 @@ struct MlaDecode {
   /// tables, groups or schedule: these may be read before it has ended. BF16 cache.
   bool reads_early = false;
 };
-/// Scratch: outputs of pieces in FP16, with each row's maximum and sum. The schedule
-/// of a step is worked out on the device from `groups` (once a step; layers reuse it), so a captured graph serves any lengths.
+/// Scratch: outputs of pieces in FP16, with each row's maximum and sum. The schedule of a step is worked out on the device from `groups`
+/// (once a step; layers reuse it), so a captured graph serves any lengths.
 struct MlaWorkspace {
   void* data = nullptr;
   int64_t bytes = 0;

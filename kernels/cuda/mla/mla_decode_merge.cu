@@ -22,7 +22,7 @@ __device__ __forceinline__ void store_row(Bf16* to, const float (&out)[8], float
   float v[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) v[i] = __fmul_rn(out[i], inverse);
-  *reinterpret_cast<uint4*>(to) = pack_bf16_vector(v);
+  store_vector(to, v);
 }
 
 /// One warp, half a row. The loads of a batch are on their way before any is used, the first ones' before those of the statistics.

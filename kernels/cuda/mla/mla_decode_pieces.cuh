@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../common/ptx.cuh"
+#include "../norm/rows.cuh"
 #include "mla_decode_work.cuh"
 
 namespace dsv3::cuda {
@@ -170,17 +171,15 @@ class SliceMerge {
       for (float& value : out) value += __shfl_xor_sync(~0u, value, step);
     }
     float* const sums = shared.sums[warp] + 8 * vector;
-    if (lane < kVectors) {
-      *reinterpret_cast<float4*>(sums) = {out[0], out[1], out[2], out[3]};
-      *reinterpret_cast<float4*>(sums + 4) = {out[4], out[5], out[6], out[7]};
-    }
+    if (lane < kVectors) store_vector(sums, out);
     cp_async_wait<0>();
     __syncthreads();
     if (count > 0 && member == 0 && lane < kVectors) {
       for (int w = 1; w < team_warps_; ++w) {
-        const float4 low = *reinterpret_cast<const float4*>(sums + w * kWidth), high = *reinterpret_cast<const float4*>(sums + w * kWidth + 4);
-        out[0] += low.x, out[1] += low.y, out[2] += low.z, out[3] += low.w;
-        out[4] += high.x, out[5] += high.y, out[6] += high.z, out[7] += high.w;
+        float more[8];
+        load_floats(sums + w * kWidth, more);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) out[i] += more[i];
       }
       const float inverse = __frcp_rn(sum);
 #pragma unroll
