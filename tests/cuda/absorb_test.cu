@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "late_writer.cuh"
 #include "mla_decode_case.cuh"
 #include "rows_reference.h"
 #include "simple_reference.cuh"
@@ -257,9 +256,7 @@ void check_pieces(const MlaShape& shape, int width) {
   MlaBatch batch(shape);
   const auto groups = static_cast<int64_t>(shape.groups.size()), rows = groups * shape.max_group_rows, cols = int64_t{shape.heads} * kValue;
   const Weights weights(shape.heads);
-  const Guarded<uint8_t> scratch(static_cast<size_t>(mla_decode_workspace_bytes(groups, shape.max_group_rows, shape.heads)) + 256);
-  const MlaWorkspace ws{reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(scratch.get()) + 255) / 256 * 256),
-                        static_cast<int64_t>(scratch.size()) - 256};
+  const Workspace ws(batch.params());
   const auto expand = [&](const DecodePieces& pieces) {
     const Guarded<Bf16> out(static_cast<size_t>(rows * cols));
     EXPECT_OK(expand_values({.latent = batch.params().out, .kv_b = weights.view(), .out = {out.get(), rows, cols, cols}, .rows = rows,
@@ -275,12 +272,12 @@ void check_pieces(const MlaShape& shape, int width) {
     }
     return used;
   };
-  EXPECT_OK(mla_decode_schedule(batch.params(), ws, nullptr));
+  EXPECT_OK(mla_decode_schedule(batch.params(), ws.view, nullptr));
   DecodePieces pieces;
-  EXPECT_OK(mla_decode_pieces(batch.params(), ws, &pieces, nullptr));
+  EXPECT_OK(mla_decode_pieces(batch.params(), ws.view, &pieces, nullptr));
   const std::vector<float> joined = expand(pieces), again = expand(pieces);
   batch.poison_output();
-  EXPECT_OK(mla_decode(batch.params(), ws, nullptr));
+  EXPECT_OK(mla_decode(batch.params(), ws.view, nullptr));
   const std::vector<float> merged = expand({});
   EXPECT_EQ(joined, again);
   // Sums of pieces in another order move some latents to the neighbouring BF16: 2^-9 of them at most.
@@ -308,27 +305,22 @@ TEST(CudaAbsorb, EarlyReadersFindWhatIsOlder) {
   DSV3_NEEDS_GPU();
   constexpr int kHeads = 16;
   const MlaBatch batch({.heads = kHeads, .groups = {{1, 200}}, .max_group_rows = 1, .seed = 5});
-  const Guarded<uint8_t> scratch(static_cast<size_t>(mla_decode_workspace_bytes(1, 1, kHeads)) + 256);
-  const MlaWorkspace ws{reinterpret_cast<uint8_t*>((reinterpret_cast<uintptr_t>(scratch.get()) + 255) / 256 * 256),
-                        static_cast<int64_t>(scratch.size()) - 256};
   MlaDecode decode = batch.params();
-  ASSERT_OK(mla_decode_schedule(decode, ws, nullptr));
-  ASSERT_OK(mla_decode(decode, ws, nullptr));
+  const Workspace ws(decode);
+  ASSERT_OK(mla_decode_schedule(decode, ws.view, nullptr));
+  ASSERT_OK(mla_decode(decode, ws.view, nullptr));
   expect_synced();
   const std::vector<float> want = batch.output("before");
 
-  uint8_t* const row = batch.cached_row(0, 10);
-  const Guarded<uint8_t> late(static_cast<size_t>(decode.pages.row_bytes()));
-  ASSERT_EQ(cudaMemcpy(late.get(), row, late.size(), cudaMemcpyDeviceToDevice), cudaSuccess);
-  ASSERT_EQ(cudaMemset(row, 0xFF, late.size()), cudaSuccess);
+  const LateRow late(batch, 0, 10);
   const Weights weights(kHeads);
   const Guarded<Bf16> q(queries(1, kHeads, kHeads * kQueryHead)), absorbed(kHeads * kCacheRow);
   decode.reads_early = true;
-  ASSERT_OK(write_late(row, late.get(), static_cast<int64_t>(late.size())));
+  ASSERT_OK(late.write());
   ASSERT_OK(absorb_queries({.q = q.get(), .q_stride = kHeads * kQueryHead, .kv_b = weights.view(), .absorbed_q = absorbed.get(), .rows = 1,
                             .heads = kHeads},
                            nullptr));
-  ASSERT_OK(mla_decode(decode, ws, nullptr));
+  ASSERT_OK(mla_decode(decode, ws.view, nullptr));
   expect_synced();
   EXPECT_EQ(want, batch.output("behind a late writer"));
 }

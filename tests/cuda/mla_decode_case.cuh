@@ -10,6 +10,7 @@
 
 #include "harness.h"
 #include "kernels/cuda/mla/mla.h"
+#include "late_writer.cuh"
 
 namespace dsv3::cuda::testing {
 
@@ -42,17 +43,18 @@ class MlaBatch {
   void poison_output() { out_->poison(); }
   /// Values of group g alone, [rows, heads, 512], as bits.
   std::vector<uint16_t> bits_of(int group) const;
-  /// The cached row of a position; kCacheBlockTokens rows of a block lie together.
-  uint8_t* cached_row(int group, int position) const {
-    const int32_t block = table_[static_cast<size_t>(host_groups_[static_cast<size_t>(group)].slot) * static_cast<size_t>(params_.max_blocks) +
-                                 static_cast<size_t>(position / kCacheBlockTokens)];
-    return pages_->get() + (static_cast<int64_t>(block) * kCacheBlockTokens + position % kCacheBlockTokens) * row_bytes();
-  }
+  uint8_t* cached_row(int group, int position) const { return pages_->get() + cached_at(group, position); }
   /// Lets group g here read the same q and the same cached rows as group `from` of another batch.
   void copy_group(int group, const MlaBatch& other, int from);
 
  private:
   int64_t row_bytes() const { return params_.pages.row_bytes(); }
+  /// Bytes from the pages' begin to a position's row.
+  int64_t cached_at(int group, int position) const {
+    const int32_t block = table_[static_cast<size_t>(host_groups_[static_cast<size_t>(group)].slot) * static_cast<size_t>(params_.max_blocks) +
+                                 static_cast<size_t>(position / kCacheBlockTokens)];
+    return (static_cast<int64_t>(block) * kCacheBlockTokens + position % kCacheBlockTokens) * row_bytes();
+  }
   int blocks_of(int group) const {
     return (shape_.groups[group].first + shape_.groups[group].second + kCacheBlockTokens - 1) / kCacheBlockTokens;
   }
@@ -66,6 +68,30 @@ class MlaBatch {
   std::unique_ptr<Guarded<int32_t>> tables_;
   std::unique_ptr<Guarded<QueryGroup>> groups_;
   MlaDecode params_;
+};
+
+/// Workspace of a batch; poisoned, as nothing may depend on what it held.
+struct Workspace {
+  explicit Workspace(const MlaDecode& p)
+      : bytes(static_cast<size_t>(mla_decode_workspace_bytes(p.num_groups, p.max_group_rows, p.heads))),
+        view{bytes.get(), static_cast<int64_t>(bytes.size())} {}
+  Guarded<uint8_t> bytes;
+  MlaWorkspace view;
+};
+
+/// A cached row that is not there yet: NaN until a late writer puts it back.
+class LateRow {
+ public:
+  LateRow(const MlaBatch& batch, int group, int position)
+      : row_(batch.cached_row(group, position)), kept_(static_cast<size_t>(batch.params().pages.row_bytes())) {
+    EXPECT_EQ(cudaMemcpy(kept_.get(), row_, kept_.size(), cudaMemcpyDeviceToDevice), cudaSuccess);
+    EXPECT_EQ(cudaMemset(row_, 0xFF, kept_.size()), cudaSuccess);
+  }
+  Status write() const { return write_late(row_, kept_.get(), static_cast<int64_t>(kept_.size())); }
+
+ private:
+  uint8_t* row_;
+  Guarded<uint8_t> kept_;
 };
 
 __device__ inline double value_of(const KvPages& pages, int64_t row, int col) {
@@ -174,11 +200,7 @@ inline MlaBatch::MlaBatch(const MlaShape& shape) : shape_(shape) {
     host_groups_.push_back({slots[g], g * shape.max_group_rows, rows, start});
     for (int b = 0; b < blocks_of(g); ++b) table_[static_cast<size_t>(slots[g]) * max_blocks + b] = blocks[next++];
     for (int t = 0; rows > 0 && t < start + rows; ++t) {
-      const int64_t row =
-          static_cast<int64_t>(table_[static_cast<size_t>(slots[g]) * max_blocks + t / kCacheBlockTokens]) *
-              kCacheBlockTokens +
-          t % kCacheBlockTokens;
-      fill_row(pages.data() + row * row_bytes(), shape.format, pool, some(),
+      fill_row(pages.data() + cached_at(g, t), shape.format, pool, some(),
                0.5f + static_cast<float>(generator() % 64) / 64.0f);
     }
     for (int64_t i = 0; i < static_cast<int64_t>(rows) * shape.heads; ++i) {

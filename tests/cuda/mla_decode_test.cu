@@ -1,6 +1,5 @@
 // MLA decode against float64: ragged lengths, groups of several rows, both page formats, shuffled and poisoned pages.
 #include "kernels/cuda/mla/mla_decode_plan.h"
-#include "late_writer.cuh"
 #include "mla_decode_case.cuh"
 
 namespace dsv3::cuda::testing {
@@ -29,15 +28,6 @@ TEST(MlaDecodeTest, SimpleMatchesFloat64) {
     }
   }
 }
-
-/// Workspace of a batch; poisoned, as nothing may depend on what it held.
-struct Workspace {
-  explicit Workspace(const MlaDecode& p)
-      : bytes(static_cast<size_t>(mla_decode_workspace_bytes(p.num_groups, p.max_group_rows, p.heads))),
-        view{bytes.get(), static_cast<int64_t>(bytes.size())} {}
-  Guarded<uint8_t> bytes;
-  MlaWorkspace view;
-};
 
 void run_fast(const MlaDecode& p, const Workspace& ws) {
   EXPECT_OK(mla_decode_schedule(p, ws.view, nullptr));
@@ -165,13 +155,10 @@ TEST(MlaDecodeTest, EarlyReadersWaitForThisStepsRows) {
     const Workspace ws(batch.params());
     run_fast(batch.params(), ws);
     const std::vector<float> want = batch.output(shape.name());
-    uint8_t* const row = batch.cached_row(0, shape.groups[0].second);
-    const Guarded<uint8_t> late(static_cast<size_t>(batch.params().pages.row_bytes()));
-    ASSERT_EQ(cudaMemcpy(late.get(), row, late.size(), cudaMemcpyDeviceToDevice), cudaSuccess);
-    ASSERT_EQ(cudaMemset(row, 0xFF, late.size()), cudaSuccess);
+    const LateRow late(batch, 0, shape.groups[0].second);
     MlaDecode early = batch.params();
     early.reads_early = true;
-    ASSERT_OK(write_late(row, late.get(), static_cast<int64_t>(late.size())));
+    ASSERT_OK(late.write());
     ASSERT_OK(mla_decode(early, ws.view, nullptr));
     expect_synced();
     EXPECT_EQ(want, batch.output(shape.name()));

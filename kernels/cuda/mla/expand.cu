@@ -186,9 +186,10 @@ __global__ __launch_bounds__(kFewThreads, 4) void expand_few_kernel(const __grid
   float v[8] = {};
 #pragma unroll
   for (int s = 0; s < kSlices; ++s) {
-    const float4 low = *reinterpret_cast<const float4*>(&inbox[s][slot][i]), high = *reinterpret_cast<const float4*>(&inbox[s][slot][i + 4]);
-    v[0] += low.x, v[1] += low.y, v[2] += low.z, v[3] += low.w;
-    v[4] += high.x, v[5] += high.y, v[6] += high.z, v[7] += high.w;
+    float more[8];
+    load_floats(&inbox[s][slot][i], more);
+#pragma unroll
+    for (int j = 0; j < 8; ++j) v[j] += more[j];
   }
   store_values(p, row, head, i, row < p.rows && lane < kSlots * kGroupVectors, v);
 }
