@@ -77,6 +77,7 @@ class EngineImpl final : public Engine {
   bool serve_once();
   bool take_commands();
   void apply(Command command);
+  void answer_flush(std::promise<Status>& answer);
   void advance();
   void hand_out();
   void fail(const Status& why);
@@ -291,6 +292,16 @@ bool EngineImpl::take_commands() {
   return !stopping_;
 }
 
+/// Publishes the counts first, as hand_out() does: who has its answer finds the blocks free.
+void EngineImpl::answer_flush(std::promise<Status>& answer) {
+  const Status status = scheduler_.flush_cache();
+  {
+    std::lock_guard lock(mutex_);
+    scheduler_.fill_stats(&stats_);
+  }
+  answer.set_value(status);
+}
+
 void EngineImpl::apply(Command command) {
   switch (command.kind) {
     case Command::Kind::kAdd:
@@ -303,7 +314,7 @@ void EngineImpl::apply(Command command) {
       scheduler_.end_all(FinishReason::kAbort, Status(Code::kCancelled, "all requests were cancelled"), now_us());
       break;
     case Command::Kind::kFlush:
-      command.done->set_value(scheduler_.flush_cache());
+      answer_flush(*command.done);
       break;
   }
 }

@@ -200,6 +200,17 @@ TEST(Engine, FlushNeedsAnIdleEngine) {
   EXPECT_EQ(again->choice(0).cached_tokens, 0);
 }
 
+TEST(Engine, WhoFlushedFindsTheBlocksFree) {
+  EngineRig rig{EngineConfig{}};
+  for (int round = 0; round < 1000; ++round) {  // two threads race
+    ASSERT_TRUE(rig.add(greedy(prompt_of(1, 50), 2))->wait_finished());
+    ASSERT_TRUE(rig.engine().flush_cache().ok());
+    const EngineStats stats = rig.engine().stats();
+    ASSERT_EQ(stats.blocks_cached, 0) << "round " << round;
+    ASSERT_EQ(stats.blocks_free, stats.blocks_total);
+  }
+}
+
 TEST(Engine, DeadlinesHold) {
   EngineRig rig{EngineConfig{}};
   auto expired = greedy(prompt_of(1, 8), 1000);
